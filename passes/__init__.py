@@ -1,0 +1,1 @@
+"""Program to program; no pass knows a target."""

@@ -1,0 +1,1 @@
+"""The quantizer's core: grids, groups and packing."""

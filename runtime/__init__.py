@@ -1,0 +1,1 @@
+"""What ships with the artifact: nothing here imports the compiler."""

@@ -1,0 +1,1 @@
+"""The CPU target: TIR kernels compiled by TVM."""

@@ -1,0 +1,96 @@
+"""A language model as a program: an ONNX graph and the facts that a graph lacks."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import onnx_ir as ir
+
+Form = Literal["batch", "ragged"]
+KvDtype = Literal["f32", "f16", "int8"]
+
+OPSET = 23
+IR_VERSION = 11
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """State the architecture of a decoder-only model; sizes in elements, `context` in tokens."""
+
+    family: str
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate: int
+    vocab: int
+    context: int
+    norm_epsilon: float
+    tied_embedding: bool
+    bos_token_id: int | None = None
+    eos_token_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Assets:
+    """Hold what travels with the weights: tokenizer, chat template, generation defaults, origin.
+
+    `tokenizer_json` is the text of a Hugging Face `tokenizer.json`; `special_tokens` maps the names that chat
+    templates use (`bos_token`, `eos_token`, ...) to their text; `provenance` names source files and their sha256.
+    """
+
+    tokenizer_json: str | None = None
+    chat_template: str | None = None
+    special_tokens: Mapping[str, str] = field(default_factory=dict)
+    generation_config: Mapping[str, object] = field(default_factory=dict)
+    licence: str | None = None
+    provenance: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class KvLayout:
+    """State how the paged cache is laid out; `page` in tokens.
+
+    Keys are [pages, kv_heads, dim, page], values [pages, kv_heads, page, dim]; int8 adds one f32 scale a token
+    and head, [pages, kv_heads, page].
+    """
+
+    page: int
+    dtype: KvDtype
+
+
+@dataclass(frozen=True)
+class Program:
+    """Hold one stage of a model between import and lowering.
+
+    `form` is "batch" as imported ([batch, seq] with a dense cache) or "ragged" (one axis [tokens] over all
+    sequences, paged cache); `kv` is set in ragged form only.
+    """
+
+    model: ir.Model
+    config: ModelConfig
+    assets: Assets = field(default_factory=Assets)
+    form: Form = "batch"
+    kv: KvLayout | None = None
+
+    @property
+    def graph(self) -> ir.Graph:
+        """Return the main graph."""
+        return self.model.graph
+
+    def copy(self) -> "Program":
+        """Return a program with its own graph; weights are shared by reference."""
+        return replace(self, model=self.model.clone())
+
+    def replace(self, **changes: object) -> "Program":
+        """Return a program with the named fields exchanged."""
+        return replace(self, **changes)  # type: ignore[arg-type]
+
+    def weight_bytes(self) -> int:
+        """Return the bytes of all initializers, packed types counted packed."""
+        return sum(
+            value.const_value.nbytes
+            for value in self.graph.initializers.values()
+            if value.const_value is not None
+        )
