@@ -1,0 +1,248 @@
+"""Runs an artifact's plan on this machine's CPU.
+
+The step is one call through ctypes, which gives the interpreter's lock back while it runs.
+"""
+
+import ctypes
+import json
+import mmap
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tokc.errors import ArtifactRefused, RequestRefused
+from tokc.runtime.artifact import Artifact
+from tokc.runtime.executors.base import Batch
+
+ITEM_TYPES: Mapping[str, type[np.generic]] = {
+    "f32": np.float32,
+    "f16": np.float16,
+    "i32": np.int32,
+    "i8": np.int8,
+    "u8": np.uint8,
+}
+ROW_COUNTS = {"tokens": 0, "rows": 1}
+DEFAULT_CONTEXTS = 8
+MEMORY_SHARE = 0.25
+
+
+class CpuExecutor:
+    """Holds the weights, the paged cache and the threads of one model."""
+
+    def __init__(self, artifact: Artifact, *, threads: int | None = None, kv_bytes: int | None = None) -> None:
+        """Map the weights and make the cache; `kv_bytes` None takes 8 contexts, at most a quarter of the memory.
+
+        Raises: ArtifactRefused if this CPU lacks an instruction that the kernels use.
+        """
+        manifest = artifact.manifest
+        require_features(manifest.target.features, manifest.target.arch, artifact.path)
+        plan = json.loads((artifact.path / "plan.json").read_text())
+        self.threads = threads or usable_cores()
+        self.vocab_size = manifest.model.vocab
+        self.page_size = manifest.kv.page
+        self.context_length = manifest.limits.context
+        self.max_tokens = manifest.limits.max_tokens_per_step
+        self.max_seqs = manifest.limits.max_rows
+        self._limits: dict[str, int] = plan["limits"]
+        self.kv_bytes_per_page = sum(
+            _bytes(buffer, {"pages": 1}) for buffer in plan["buffers"] if buffer["space"] == "kv"
+        )
+        self.num_pages = self._count_pages(kv_bytes)
+        self._library = load_library(artifact.path / "kernels" / manifest.target.library)
+        self._pool = self._library.tokc_open(self.threads)
+        if not self._pool:
+            raise ArtifactRefused(f"cannot start {self.threads} threads", hint="lower --threads")
+        self._launch_ops: list[str] = [launch["op"] for launch in plan["launches"]]
+        self._arrays = self._allocate(plan, artifact)
+        self._launches, self._pointers = self._link(plan)
+        self._rows = np.zeros(2, np.int32)
+        self._logits = self._arrays[_only(plan, "output")]
+
+    @classmethod
+    def open(
+        cls, artifact: Artifact, *, threads: int | None = None, kv_bytes: int | None = None
+    ) -> "CpuExecutor":
+        """Return an executor for `artifact`."""
+        return cls(artifact, threads=threads, kv_bytes=kv_bytes)
+
+    def step(self, batch: Batch) -> npt.NDArray[np.float32]:
+        """Run one step; returns logits f32[rows, vocab], valid until the next step.
+
+        Raises: RequestRefused if the batch is larger than the artifact's limits.
+        """
+        self._load(batch)
+        self._library.tokc_step(*self._step_arguments, None)
+        return self._logits[: len(batch.logit_rows), : self.vocab_size]
+
+    def profile(self, batch: Batch) -> dict[str, float]:
+        """Run one step and return the seconds that each kind of op took."""
+        nanoseconds = np.zeros(len(self._launches), np.int64)
+        self._load(batch)
+        self._library.tokc_step(*self._step_arguments, nanoseconds.ctypes.data)
+        seconds: dict[str, float] = {}
+        for op, spent in zip(self._launch_ops, nanoseconds, strict=True):
+            seconds[op] = seconds.get(op, 0.0) + float(spent) * 1e-9
+        return seconds
+
+    def read_bandwidth(self, size_bytes: int = 1 << 28, repeats: int = 5) -> float:
+        """Measure how fast all threads together read memory; bytes a second, the best of `repeats`."""
+        data = _anonymous(size_bytes, huge=True)
+        data[:] = 1
+        address = data.ctypes.data
+        return max(self._library.tokc_read_bandwidth(self._pool, address, size_bytes) for _ in range(repeats))
+
+    def close(self) -> None:
+        """Stop the threads and let go of the cache."""
+        if self._pool:
+            self._library.tokc_close(self._pool)
+            self._pool = None
+            self._arrays = {}
+
+    def _load(self, batch: Batch) -> None:
+        tokens, rows = len(batch.input_ids), len(batch.logit_rows)
+        seqs, blocks = batch.block_tables.shape
+        for count, limit, what in (
+            (tokens, self.max_tokens, "tokens"),
+            (rows, self._limits["rows"], "logit rows"),
+            (seqs, self._limits["seqs"], "sequences"),
+            (blocks, self._limits["blocks"], "blocks a sequence"),
+        ):
+            if count > limit:
+                raise RequestRefused(f"a step of {count} {what} exceeds the artifact's limit of {limit}")
+        inputs = self._inputs
+        inputs["input_ids"][:tokens] = batch.input_ids
+        inputs["positions"][:tokens] = batch.positions
+        inputs["sequences"][:tokens] = batch.sequences
+        inputs["logit_rows"][:rows] = batch.logit_rows
+        inputs["block_tables"][: seqs * blocks] = batch.block_tables.reshape(-1)
+        inputs["info"][:] = (tokens, rows, seqs, blocks)
+        self._rows[:] = (tokens, rows)
+
+    def _count_pages(self, kv_bytes: int | None) -> int:
+        context_pages = -(-self.context_length // self.page_size)
+        if kv_bytes is None:
+            kv_bytes = int(min(DEFAULT_CONTEXTS * context_pages * self.kv_bytes_per_page, MEMORY_SHARE * memory_bytes()))
+            return max(context_pages, kv_bytes // self.kv_bytes_per_page)
+        pages = kv_bytes // self.kv_bytes_per_page
+        if pages < 1:
+            raise RequestRefused(
+                f"a cache of {kv_bytes} bytes holds no page of {self.kv_bytes_per_page} bytes",
+                hint=f"a whole context takes {context_pages * self.kv_bytes_per_page} bytes",
+            )
+        return pages
+
+    def _allocate(self, plan: dict[str, Any], artifact: Artifact) -> dict[str, npt.NDArray[Any]]:
+        sizes = {**self._limits, "pages": self.num_pages}
+        arena = _anonymous(max(plan["arena_bytes"], 64), huge=True)
+        weights = artifact.tensors()
+        arrays: dict[str, npt.NDArray[Any]] = {}
+        for buffer in plan["buffers"]:
+            name, size = buffer["name"], _bytes(buffer, sizes)
+            match buffer["space"]:
+                case "weights":
+                    arrays[name] = weights[name]
+                case "arena":
+                    arrays[name] = arena[buffer["offset"] :]
+                case "scratch":
+                    arrays[name] = _anonymous(size * self.threads)
+                case _:
+                    arrays[name] = _anonymous(size).view(ITEM_TYPES[buffer["dtype"]])
+            if buffer["space"] == "output":
+                arrays[name] = arrays[name].reshape(-1, buffer["shape"][-1])
+        self._inputs = {b["name"]: arrays[b["name"]] for b in plan["buffers"] if b["space"] == "input"}
+        return arrays
+
+    def _link(self, plan: dict[str, Any]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint64]]:
+        addresses = [self._arrays[buffer["name"]].ctypes.data for buffer in plan["buffers"]]
+        launches, pointers = [], []
+        for launch in plan["launches"]:
+            launches.append((launch["kernel"], ROW_COUNTS[launch["rows"]], len(pointers), 1))
+            pointers += [addresses[buffer] + offset for buffer, offset in launch["operands"]]
+        return np.array(launches, np.int32), np.array(pointers, np.uint64)
+
+    @property
+    def _step_arguments(self) -> Sequence[Any]:
+        return (
+            self._pool,
+            self._launches.ctypes.data,
+            len(self._launches),
+            self._pointers.ctypes.data,
+            self._rows.ctypes.data,
+        )
+
+
+def load_library(path: Path) -> ctypes.CDLL:
+    """Load the kernels and declare the driver's functions."""
+    library = ctypes.CDLL(str(path))
+    pointer = ctypes.c_void_p
+    library.tokc_open.argtypes, library.tokc_open.restype = [ctypes.c_int32], pointer
+    library.tokc_close.argtypes, library.tokc_close.restype = [pointer], None
+    library.tokc_step.argtypes = [pointer, pointer, ctypes.c_int32, pointer, pointer, pointer]
+    library.tokc_step.restype = None
+    library.tokc_read_bandwidth.argtypes = [pointer, pointer, ctypes.c_int64]
+    library.tokc_read_bandwidth.restype = ctypes.c_double
+    return library
+
+
+def require_features(features: Sequence[str], arch: str, where: Path) -> None:
+    """Refuse an artifact whose kernels this CPU cannot run.
+
+    Raises: ArtifactRefused naming the machine or the instruction sets that are missing.
+    """
+    if platform.machine() != arch:
+        raise ArtifactRefused(
+            f"the artifact is for '{arch}', this machine is '{platform.machine()}'",
+            where=str(where),
+            hint="build it here, or with --target for this machine",
+        )
+    missing = sorted(set(features) - host_features())
+    if missing:
+        raise ArtifactRefused(
+            f"this CPU lacks {', '.join(missing)}, which the artifact's kernels use",
+            where=str(where),
+            hint="build it on this machine with `--target cpu`",
+        )
+
+
+def host_features() -> frozenset[str]:
+    """Return the instruction sets of this CPU, in the kernel's spelling."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        name, _, flags = line.partition(":")
+        if name.strip() in {"flags", "Features"}:
+            return frozenset(flags.split())
+    return frozenset()
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def memory_bytes() -> int:
+    """Return the size of the machine's memory."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _only(plan: dict[str, Any], space: str) -> str:
+    (name,) = (buffer["name"] for buffer in plan["buffers"] if buffer["space"] == space)
+    return str(name)
+
+
+def _bytes(buffer: dict[str, Any], sizes: Mapping[str, int]) -> int:
+    count = 1
+    for extent in buffer["shape"]:
+        count *= sizes[extent] if isinstance(extent, str) else extent
+    return count * np.dtype(ITEM_TYPES[buffer["dtype"]]).itemsize
+
+
+def _anonymous(size: int, *, huge: bool = False) -> npt.NDArray[np.uint8]:
+    """Return zeroed memory; untouched pages cost nothing. `huge` asks for huge pages where the kernel has them."""
+    memory = mmap.mmap(-1, size)
+    if huge and hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(memory, np.uint8)

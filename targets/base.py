@@ -1,0 +1,72 @@
+"""What a target is, and what lowering for one yields."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from tokc.artifact.writer import Tensor
+from tokc.ir.program import KvDtype, Program
+from tokc.runtime.manifest import TargetInfo
+from tokc.targets.plan import Plan
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How weights and cache are to be stored; `weights` is int4, int8 or f32."""
+
+    weights: str = "int4"
+    group: int = 32
+    kv: KvDtype = "f16"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds of one step, fixed when a program is lowered; `context` in tokens."""
+
+    context: int
+    tokens: int = 512
+    rows: int = 64
+    seqs: int = 64
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """What a target made of a program: its plan, its packed weights in file order, and its code."""
+
+    plan: Plan
+    tensors: tuple[Tensor, ...]
+    files: Mapping[str, bytes]
+    info: TargetInfo
+
+
+@dataclass(frozen=True)
+class Device:
+    """One machine that a target can compile for; `runs_here` says whether this machine is one."""
+
+    name: str
+    summary: str
+    runs_here: bool
+
+
+@dataclass(frozen=True)
+class Target:
+    """A kind of machine. `pipeline` gives the default passes as text; `lower` takes a device's name."""
+
+    kind: str
+    summary: str
+    devices: Callable[[], tuple[Device, ...]]
+    host_device: Callable[[], str]
+    pipeline: Callable[[Precision], str]
+    lower: Callable[[Program, str, Limits], Lowered]
+
+
+@dataclass(frozen=True)
+class BoundTarget:
+    """A target and the device of it that was asked for; `name` is how a user writes it."""
+
+    target: Target
+    device: str
+
+    @property
+    def name(self) -> str:
+        """Return `kind:device`."""
+        return f"{self.target.kind}:{self.device}"

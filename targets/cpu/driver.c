@@ -1,0 +1,218 @@
+/* Runs a plan on the CPU: a pool of persistent threads, a barrier after each launch, one call a step.
+ *
+ * Linked with the kernels' object file and with a generated table (`tokc_kernels`), so that the result needs
+ * nothing but libc. Every thread walks the same launch list and each kernel divides its own work by
+ * (tid, threads); the barrier orders one launch before the next.
+ */
+#define _GNU_SOURCE
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <time.h>
+#if defined(__linux__)
+#include <sched.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+#if defined(__x86_64__)
+#define PAUSE() __builtin_ia32_pause()
+#else
+#define PAUSE() __asm__ volatile("yield")
+#endif
+
+/* A waiter spins this often before it gives its core away: about 0.1 ms, longer than the gap between two
+ * decode steps. */
+#define IDLE_SPINS 4000
+#define BARRIER_SPINS 20000
+
+typedef void (*kernel_fn)(void *const *pointers, int32_t rows, int32_t tid, int32_t threads);
+extern const kernel_fn tokc_kernels[];
+extern const int32_t tokc_kernel_count;
+
+typedef struct {
+    int32_t kernel;        /* index into tokc_kernels */
+    int32_t rows;          /* which of the step's row counts: 0 tokens, 1 logit rows */
+    int32_t first_pointer; /* index of the first of its pointers */
+    int32_t barrier;       /* 1: every thread waits for the others afterwards */
+} launch_t;
+
+typedef struct {
+    const launch_t *launches;
+    int32_t count;
+    void *const *pointers;
+    const int32_t *rows;
+    int64_t *nanoseconds; /* null, or one sum a launch */
+} step_t;
+
+typedef struct pool pool_t;
+typedef void (*job_fn)(pool_t *pool, int32_t tid);
+
+struct pool {
+    _Alignas(64) atomic_int epoch;
+    _Alignas(64) atomic_int arrived;
+    _Alignas(64) atomic_int phase;
+    _Alignas(64) atomic_int sleepers;
+    pthread_mutex_t lock;
+    pthread_cond_t wake;
+    int32_t threads;
+    job_fn job;
+    void *argument;
+    pthread_t *workers;
+    struct worker *seats;
+};
+
+struct worker {
+    pool_t *pool;
+    int32_t tid;
+};
+
+static int64_t now_ns(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+static void barrier(pool_t *pool) {
+    if (pool->threads == 1) return;
+    int phase = atomic_load_explicit(&pool->phase, memory_order_relaxed);
+    if (atomic_fetch_add_explicit(&pool->arrived, 1, memory_order_acq_rel) == pool->threads - 1) {
+        atomic_store_explicit(&pool->arrived, 0, memory_order_relaxed);
+        atomic_store_explicit(&pool->phase, phase + 1, memory_order_release);
+        return;
+    }
+    for (int spins = 0; atomic_load_explicit(&pool->phase, memory_order_acquire) == phase; spins++) {
+        PAUSE();
+#if defined(__linux__)
+        if (spins > BARRIER_SPINS) sched_yield();
+#endif
+    }
+}
+
+static int await_epoch(pool_t *pool, int seen) {
+    for (int spins = 0; spins < IDLE_SPINS; spins++) {
+        int epoch = atomic_load_explicit(&pool->epoch, memory_order_acquire);
+        if (epoch != seen) return epoch;
+        PAUSE();
+    }
+    pthread_mutex_lock(&pool->lock);
+    atomic_fetch_add(&pool->sleepers, 1);
+    while (atomic_load(&pool->epoch) == seen) pthread_cond_wait(&pool->wake, &pool->lock);
+    atomic_fetch_sub(&pool->sleepers, 1);
+    pthread_mutex_unlock(&pool->lock);
+    return atomic_load(&pool->epoch);
+}
+
+static void *work(void *argument) {
+    struct worker *seat = argument;
+    pool_t *pool = seat->pool;
+    int seen = 0;
+    for (;;) {
+        seen = await_epoch(pool, seen);
+        if (pool->job == NULL) return NULL;
+        pool->job(pool, seat->tid);
+        barrier(pool);
+    }
+}
+
+static void run(pool_t *pool, job_fn job, void *argument) {
+    pool->job = job;
+    pool->argument = argument;
+    atomic_fetch_add(&pool->epoch, 1);
+    if (pool->threads > 1 && atomic_load(&pool->sleepers) > 0) {
+        pthread_mutex_lock(&pool->lock);
+        pthread_cond_broadcast(&pool->wake);
+        pthread_mutex_unlock(&pool->lock);
+    }
+    if (job == NULL) return;
+    job(pool, 0);
+    barrier(pool);
+}
+
+void tokc_close(pool_t *pool) {
+    run(pool, NULL, NULL);
+    for (int32_t i = 1; i < pool->threads; i++) pthread_join(pool->workers[i], NULL);
+    pthread_mutex_destroy(&pool->lock);
+    pthread_cond_destroy(&pool->wake);
+    free(pool->workers);
+    free(pool->seats);
+    free(pool);
+}
+
+/* Returns null when a thread cannot be made. */
+pool_t *tokc_open(int32_t threads) {
+#if defined(__linux__) && defined(__x86_64__)
+    syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* AMX tile data */);
+#endif
+    pool_t *pool = NULL;
+    if (posix_memalign((void **)&pool, 64, sizeof(pool_t)) != 0) return NULL;
+    atomic_init(&pool->epoch, 0);
+    atomic_init(&pool->arrived, 0);
+    atomic_init(&pool->phase, 0);
+    atomic_init(&pool->sleepers, 0);
+    pthread_mutex_init(&pool->lock, NULL);
+    pthread_cond_init(&pool->wake, NULL);
+    pool->threads = threads;
+    pool->workers = calloc((size_t)threads, sizeof(pthread_t));
+    pool->seats = calloc((size_t)threads, sizeof(struct worker));
+    for (int32_t i = 1; i < threads; i++) {
+        pool->seats[i] = (struct worker){pool, i};
+        if (pthread_create(&pool->workers[i], NULL, work, &pool->seats[i]) != 0) {
+            pool->threads = i;
+            tokc_close(pool);
+            return NULL;
+        }
+    }
+    return pool;
+}
+
+static void step(pool_t *pool, int32_t tid) {
+    const step_t *s = pool->argument;
+    int64_t before = 0;
+    if (s->nanoseconds && tid == 0) before = now_ns();
+    for (int32_t i = 0; i < s->count; i++) {
+        const launch_t *launch = &s->launches[i];
+        tokc_kernels[launch->kernel](s->pointers + launch->first_pointer, s->rows[launch->rows], tid, pool->threads);
+        if (launch->barrier && i + 1 < s->count) barrier(pool);
+        if (s->nanoseconds && tid == 0) {
+            int64_t after = now_ns();
+            s->nanoseconds[i] += after - before;
+            before = after;
+        }
+    }
+}
+
+/* Runs one step. `rows` holds the token count and the logit row count; `nanoseconds` may be null. */
+void tokc_step(pool_t *pool, const launch_t *launches, int32_t count, void *const *pointers, const int32_t *rows,
+               int64_t *nanoseconds) {
+    step_t s = {launches, count, pointers, rows, nanoseconds};
+    run(pool, step, &s);
+}
+
+typedef struct {
+    const uint64_t *words;
+    size_t count;
+    _Atomic uint64_t sum;
+} read_t;
+
+static void read_words(pool_t *pool, int32_t tid) {
+    read_t *r = pool->argument;
+    size_t low = r->count * (size_t)tid / (size_t)pool->threads / 64 * 64;
+    size_t high = r->count * (size_t)(tid + 1) / (size_t)pool->threads / 64 * 64;
+    uint64_t sums[64] = {0};
+    for (size_t i = low; i < high; i += 64)
+        for (size_t j = 0; j < 64; j++) sums[j] ^= r->words[i + j];
+    uint64_t sum = 0;
+    for (size_t j = 0; j < 64; j++) sum ^= sums[j];
+    atomic_fetch_xor(&r->sum, sum);
+}
+
+/* Reads `bytes` once over all threads; returns bytes a second. */
+double tokc_read_bandwidth(pool_t *pool, const void *data, int64_t bytes) {
+    read_t r = {data, (size_t)bytes / 8, 0};
+    int64_t start = now_ns();
+    run(pool, read_words, &r);
+    return (double)bytes / ((double)(now_ns() - start) * 1e-9);
+}

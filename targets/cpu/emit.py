@@ -1,0 +1,417 @@
+"""Lowers a ragged program to a Plan for the CPU, with the kernels and packed weights that it needs.
+
+Every node becomes at most one launch. Three things are decided here and nowhere else: a Split is a view, not a
+copy; an activation that a QuantLinear reads is quantized by the kernel that produced it where that kernel can;
+the cache is updated in place.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+import onnx_ir as ir
+
+from tokc.artifact.writer import Tensor
+from tokc.errors import TargetRefused
+from tokc.ir.ops import node_cost
+from tokc.ir.program import Program
+from tokc.targets.cpu.codegen import Kernel
+from tokc.targets.cpu.isa import Isa
+from tokc.targets.cpu.kernels.elementwise import Add, GatherRows, Scale
+from tokc.targets.cpu.kernels.gated_activation import GatedActivation
+from tokc.targets.cpu.kernels.paged_attention import PagedAttention
+from tokc.targets.cpu.kernels.quantize import Quantize
+from tokc.targets.cpu.kernels.rms_norm import RmsNorm
+from tokc.targets.cpu.kernels.rope_write_kv import RopeWriteKV
+from tokc.targets.cpu.weights import Weights
+from tokc.targets.plan import Buffer, Launch, Operand, Plan, Rows
+
+GROUP = 32
+INPUTS = ("input_ids", "positions", "sequences", "block_tables", "logit_rows")
+INPUT_SHAPES: Mapping[str, tuple[str, ...]] = {
+    "input_ids": ("tokens",),
+    "positions": ("tokens",),
+    "sequences": ("tokens",),
+    "block_tables": ("seqs", "blocks"),
+    "logit_rows": ("rows",),
+}
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where a value lives: a column range of a row-major buffer; widths in elements."""
+
+    buffer: str
+    width: int
+    stride: int
+    column: int = 0
+    rows: Rows = "tokens"
+
+    @property
+    def operand(self) -> Operand:
+        """Return the pointer to its first f32 element."""
+        return Operand(self.buffer, self.column * 4)
+
+
+@dataclass(frozen=True)
+class QuantizedSlot:
+    """The int8 form of a value: quants [rows, width], scales and sums [rows, width / 32]."""
+
+    quants: str
+    scales: str
+    sums: str
+
+    @property
+    def operands(self) -> tuple[Operand, ...]:
+        """Return the three pointers in the order in which kernels take them."""
+        return Operand(self.quants), Operand(self.scales), Operand(self.sums)
+
+
+@dataclass
+class Lowering:
+    """What has been emitted so far; `limits` bounds tokens and logit rows of a step."""
+
+    program: Program
+    isa: Isa
+    limits: Mapping[str, int]
+    weights: Weights
+    kernels: dict[str, Kernel] = field(default_factory=dict)
+    buffers: dict[str, Buffer] = field(default_factory=dict)
+    launches: list[Launch] = field(default_factory=list)
+    slots: dict[ir.Value, Slot] = field(default_factory=dict)
+    quantized: dict[ir.Value, QuantizedSlot] = field(default_factory=dict)
+
+    def buffer(self, buffer: Buffer) -> Operand:
+        """Add a buffer once and return its pointer."""
+        self.buffers.setdefault(buffer.name, buffer)
+        return Operand(buffer.name)
+
+    def activation(self, value: ir.Value, width: int, rows: Rows, stride: int | None = None) -> Operand:
+        """Give `value` an arena buffer f32[rows, stride]."""
+        slot = Slot(f"a.{value.name}", width, stride or width, rows=rows)
+        self.slots[value] = slot
+        return self.buffer(Buffer(slot.buffer, "arena", "f32", (rows, slot.stride)))
+
+    def quantized_activation(self, value: ir.Value, width: int, rows: Rows) -> tuple[Operand, ...]:
+        """Give `value` the three arena buffers of its int8 form."""
+        slot = QuantizedSlot(f"q.{value.name}", f"s.{value.name}", f"t.{value.name}")
+        self.quantized[value] = slot
+        self.buffer(Buffer(slot.quants, "arena", "i8", (rows, width)))
+        self.buffer(Buffer(slot.scales, "arena", "f32", (rows, width // GROUP)))
+        self.buffer(Buffer(slot.sums, "arena", "i32", (rows, width // GROUP)))
+        return slot.operands
+
+    def weight(self, packed: Tensor) -> Operand:
+        """Return the pointer to a packed weight, adding it once."""
+        self.weights.add(packed)
+        return self.buffer(Buffer(packed.name, "weights", packed.dtype, packed.shape))
+
+    def input(self, name: str) -> Operand:
+        """Return the pointer to an input of the step."""
+        return self.buffer(Buffer(name, "input", "i32", INPUT_SHAPES[name]))
+
+    def info(self) -> Operand:
+        """Return the pointer to the step's own sizes: tokens, logit rows, seqs, block stride."""
+        return self.buffer(Buffer("info", "input", "i32", (4,)))
+
+    def launch(self, node: ir.Node, kernel: Kernel, operands: tuple[Operand, ...], rows: Rows) -> None:
+        """Append a launch of `kernel` for `node`."""
+        if len(operands) != len(kernel.args):
+            raise AssertionError(f"{kernel.symbol} takes {kernel.args}, got {len(operands)} operands")
+        self.kernels.setdefault(kernel.symbol, kernel)
+        cost = node_cost(node, tokens=1, context=self.limits["context"])
+        self.launches.append(
+            Launch(kernel.symbol, operands, rows, node.op_type, layer_of(node), cost.flops, cost.bytes)
+        )
+
+
+def emit(program: Program, isa: Isa, limits: Mapping[str, int]) -> tuple[Plan, tuple[Kernel, ...], Weights]:
+    """Return the plan (arena not yet placed), its kernels in the plan's order and its weights.
+
+    Raises: TargetRefused if the program is not in ragged form or holds a node that no CPU kernel runs.
+    """
+    if program.form != "ragged":
+        raise TargetRefused("the CPU target runs ragged programs only", hint="add kv-layout to the passes")
+    lowering = Lowering(program, isa, limits, Weights(program, isa))
+    for node in program.graph:
+        lower = LOWER.get((node.domain, node.op_type))
+        if lower is None:
+            raise TargetRefused(
+                f"the CPU target has no kernel for '{node.op_type}'",
+                where=f"node '{node.name}'",
+                hint="it runs the forms that the default passes leave; see `tokc targets cpu`",
+            )
+        lower(lowering, node)
+    finish_output(lowering)
+    kernels = tuple(sorted(lowering.kernels.values(), key=lambda kernel: kernel.symbol))
+    plan = Plan(
+        limits=dict(limits),
+        kernels=tuple(kernel.symbol for kernel in kernels),
+        buffers=tuple(lowering.buffers.values()),
+        launches=tuple(lowering.launches),
+    )
+    return plan, kernels, lowering.weights
+
+
+def finish_output(lowering: Lowering) -> None:
+    """Turn the arena buffer of the logits into the step's output."""
+    logits = lowering.slots[lowering.program.graph.outputs[0]]
+    lowering.buffers[logits.buffer] = replace(lowering.buffers[logits.buffer], space="output")
+
+
+def layer_of(node: ir.Node) -> int | None:
+    """Return the decoder layer that a node belongs to, read from the names of its weights and outputs."""
+    for value in (*node.inputs, *node.outputs):
+        parts = (value.name or "").split(".") if value is not None else []
+        for before, part in zip(parts, parts[1:], strict=False):
+            if before in {"layers", "kv"} and part.isdigit():
+                return int(part)
+    return None
+
+
+def integer(node: ir.Node, name: str, default: int = 0) -> int:
+    """Return an integer attribute."""
+    return node.attributes[name].as_int() if name in node.attributes else default
+
+
+def number(node: ir.Node, name: str, default: float) -> float:
+    """Return a float attribute."""
+    return node.attributes[name].as_float() if name in node.attributes else default
+
+
+def text(node: ir.Node, name: str, default: str) -> str:
+    """Return a string attribute."""
+    return node.attributes[name].as_string() if name in node.attributes else default
+
+
+def wanted(value: ir.Value) -> tuple[bool, bool]:
+    """Return whether `value` is read as f32, and whether it is read as int8."""
+    readers = [node for node, _ in value.uses()]
+    as_int8 = [n.op_type == "QuantLinear" and integer(n, "act_group", GROUP) == GROUP and n.inputs[0] is value for n in readers]
+    return value.is_graph_output() or not all(as_int8), any(as_int8)
+
+
+def required(value: ir.Value | None) -> ir.Value:
+    """Return an input that the op's row says is never absent."""
+    if value is None:
+        raise AssertionError("a required input is absent; verify should have refused the program")
+    return value
+
+
+def outputs_of(low: Lowering, value: ir.Value, width: int, rows: Rows) -> tuple[bool, bool, tuple[Operand, ...]]:
+    """Return (as f32, as int8, pointers) for a kernel that can write either form."""
+    as_float, as_int8 = wanted(value)
+    as_float = as_float or not as_int8
+    operands: tuple[Operand, ...] = ()
+    if as_float:
+        operands += (low.activation(value, width, rows),)
+    if as_int8:
+        operands += low.quantized_activation(value, width, rows)
+    return as_float, as_int8, operands
+
+
+def lower_embedding(low: Lowering, node: ir.Node) -> None:
+    """Gather rows of a table: token embedding, or the rows whose logits are wanted."""
+    source, ids = required(node.inputs[0]), required(node.inputs[1])
+    if ids.name == "logit_rows":
+        slot = low.slots[source]
+        kernel = GatherRows(low.isa, slot.width, slot.stride)
+        out = low.activation(node.outputs[0], slot.width, "rows")
+        low.launch(node, kernel, (slot.operand, low.input("logit_rows"), out), "rows")
+        return
+    table, kernel = low.weights.embedding(source)
+    out = low.activation(node.outputs[0], low.program.config.hidden, "tokens")
+    low.launch(node, kernel, (low.weight(table), low.input("input_ids"), out), "tokens")
+
+
+def lower_quant_embedding(low: Lowering, node: ir.Node) -> None:
+    """Gather and dequantize rows of the quantized embedding."""
+    table, kernel = low.weights.quant_embedding(node)
+    out = low.activation(node.outputs[0], low.program.config.hidden, "tokens")
+    low.launch(node, kernel, (low.weight(table), low.input("input_ids"), out), "tokens")
+
+
+def lower_norm(low: Lowering, node: ir.Node) -> None:
+    """Lower RMSNormalization and AddRmsNorm, quantizing the result where it is read so."""
+    add = node.op_type == "AddRmsNorm"
+    x = low.slots[required(node.inputs[0])]
+    operands: tuple[Operand, ...] = (x.operand,)
+    if add:
+        residual = low.slots[required(node.inputs[1])]
+        if residual.stride != x.stride:
+            raise AssertionError("the residual stream has one stride")
+        operands += (residual.operand, low.activation(node.outputs[0], x.width, x.rows, x.stride))
+    weight = low.weights.vector(required(node.inputs[2 if add else 1]))
+    value = node.outputs[1 if add else 0]
+    as_float, as_int8, out = outputs_of(low, value, x.width, x.rows)
+    kernel = RmsNorm(low.isa, x.width, x.stride, number(node, "epsilon", 1e-5), add, as_int8, as_float)
+    low.launch(node, kernel, (*operands, low.weight(weight), *out), x.rows)
+
+
+def lower_linear(low: Lowering, node: ir.Node) -> None:
+    """Lower Linear over f32 weights."""
+    x = low.slots[required(node.inputs[0])]
+    weight, bias, kernel = low.weights.linear(node, x.stride)
+    out = low.activation(node.outputs[0], kernel.n, x.rows, kernel.y_stride)
+    operands = (low.weight(weight), x.operand, *([low.weight(bias)] if bias else []), out)
+    low.launch(node, kernel, operands, x.rows)
+
+
+def lower_quant_linear(low: Lowering, node: ir.Node) -> None:
+    """Lower QuantLinear, quantizing its input first if nobody has."""
+    value = required(node.inputs[0])
+    if integer(node, "act_group", GROUP) != GROUP:
+        raise TargetRefused(
+            f"QuantLinear with act_group={integer(node, 'act_group')} does not run on the CPU",
+            where=f"node '{node.name}'",
+            hint=f"use quantize-weights{{act_group={GROUP}}}",
+        )
+    weight, bias, kernel = low.weights.quant_linear(node)
+    quantized = low.quantized.get(value)
+    if quantized is None:
+        x = low.slots[value]
+        target = low.quantized_activation(value, x.width, x.rows)
+        low.launch(node, Quantize(low.isa, x.width, x.stride), (x.operand, *target), x.rows)
+        low.launches[-1] = replace(low.launches[-1], op="Quantize", flops=0.0, bytes=0.0)
+        quantized = low.quantized[value]
+    rows: Rows = low.buffers[quantized.quants].shape[0]  # type: ignore[assignment]
+    out = low.activation(node.outputs[0], kernel.n, rows, kernel.y_stride)
+    operands = (low.weight(weight), *quantized.operands, *([low.weight(bias)] if bias else []), out)
+    low.launch(node, kernel, operands, rows)
+
+
+def lower_split(low: Lowering, node: ir.Node) -> None:
+    """Make each output of a Split a view."""
+    source = low.slots[required(node.inputs[0])]
+    column = source.column
+    for value, width in zip(node.outputs, split_widths(node), strict=True):
+        low.slots[value] = replace(source, width=width, column=column)
+        column += width
+
+
+def split_widths(node: ir.Node) -> list[int]:
+    """Return the widths of a Split's outputs from its constant second input."""
+    sizes = required(node.inputs[1]).const_value
+    if sizes is None:
+        raise AssertionError("fuse-qkv splits at constant widths")
+    return [int(size) for size in sizes.numpy()]
+
+
+def lower_gated_activation(low: Lowering, node: ir.Node) -> None:
+    """Lower GatedActivation over the joint gate and up projection."""
+    x = low.slots[required(node.inputs[0])]
+    width = x.width // 2
+    as_float, as_int8, out = outputs_of(low, node.outputs[0], width, x.rows)
+    kernel = GatedActivation(low.isa, width, x.stride, text(node, "activation", "silu"), as_int8, as_float)
+    low.launch(node, kernel, (x.operand, *out), x.rows)
+
+
+def cache_operands(low: Lowering, values: tuple[ir.Value | None, ...]) -> tuple[Operand, ...]:
+    """Return pointers to the cache tensors of a layer, in place."""
+    operands = []
+    dtypes = {ir.DataType.FLOAT: "f32", ir.DataType.FLOAT16: "f16", ir.DataType.INT8: "i8"}
+    for value in values:
+        if value is None:
+            continue
+        name = (value.name or "").removesuffix(".out")
+        source = next(v for v in low.program.graph.inputs if v.name == name)
+        shape = tuple(d if isinstance(d, int) else "pages" for d in required(source).shape or ())
+        operands.append(low.buffer(Buffer(name, "kv", dtypes[source.dtype or ir.DataType.FLOAT], shape)))
+    return tuple(operands)
+
+
+def lower_rope_write_kv(low: Lowering, node: ir.Node) -> None:
+    """Lower RopeWriteKV; the cache it returns is the cache it was given."""
+    q, k, v, cos, sin, positions, sequences, tables, *rest = node.inputs
+    caches, norms = tuple(rest[:4]), [n for n in rest[4:6] if n is not None]
+    slots = [low.slots[required(value)] for value in (q, k, v)]
+    heads, kv_heads = integer(node, "heads"), integer(node, "kv_heads")
+    dim = low.program.config.head_dim
+    kernel = RopeWriteKV(
+        isa=low.isa,
+        heads=heads,
+        kv_heads=kv_heads,
+        dim=dim,
+        q_stride=slots[0].stride,
+        k_stride=slots[1].stride,
+        v_stride=slots[2].stride,
+        kv_dtype=page_layout(low)[1],
+        page=page_layout(low)[0],
+        qk_norm=bool(norms),
+        epsilon=number(node, "epsilon", 1e-6),
+    )
+    vectors = [low.weight(low.weights.vector(required(value))) for value in (cos, sin, *norms)]
+    batch = [low.input(required(value).name or "") for value in (positions, sequences, tables)]
+    out = low.activation(node.outputs[0], heads * dim, "tokens")
+    operands = (*(s.operand for s in slots), *vectors, *batch, low.info(), out, *cache_operands(low, caches))
+    low.launch(node, kernel, operands, "tokens")
+
+
+def page_layout(low: Lowering) -> tuple[int, str]:
+    """Return the page size and dtype of the cache."""
+    if low.program.kv is None:
+        raise AssertionError("a ragged program has a cache layout")
+    return low.program.kv.page, low.program.kv.dtype
+
+
+def lower_paged_attention(low: Lowering, node: ir.Node) -> None:
+    """Lower PagedAttention."""
+    q, *caches = node.inputs[:5]
+    heads, dim = integer(node, "heads"), low.program.config.head_dim
+    as_float, as_int8, out = outputs_of(low, node.outputs[0], heads * dim, "tokens")
+    kernel = PagedAttention(
+        isa=low.isa,
+        heads=heads,
+        kv_heads=integer(node, "kv_heads"),
+        dim=dim,
+        page=page_layout(low)[0],
+        kv_dtype=page_layout(low)[1],
+        scale=number(node, "scale", dim**-0.5),
+        window=integer(node, "window"),
+        context=low.limits["context"],
+        quantize=as_int8,
+        keep_float=as_float,
+    )
+    scratch = low.buffer(Buffer("attention.scratch", "scratch", "u8", (kernel.scratch_bytes,)))
+    batch = [low.input(name) for name in ("positions", "sequences", "block_tables")]
+    operands = (low.slots[required(q)].operand, *cache_operands(low, tuple(caches)), *batch, low.info(), scratch, *out)
+    low.launch(node, kernel, operands, "tokens")
+
+
+def lower_add(low: Lowering, node: ir.Node) -> None:
+    """Lower a residual add that no norm took in."""
+    a, b = (low.slots[required(value)] for value in node.inputs)
+    out = low.activation(node.outputs[0], a.width, a.rows)
+    low.launch(node, Add(low.isa, a.width, a.stride, b.stride), (a.operand, b.operand, out), a.rows)
+
+
+def lower_scale(low: Lowering, node: ir.Node) -> None:
+    """Lower a product with a constant scalar."""
+    values = [required(value) for value in node.inputs]
+    constants = [value for value in values if value.const_value is not None]
+    if len(constants) != 1 or constants[0].const_value is None or constants[0].const_value.size != 1:
+        raise TargetRefused("the CPU target multiplies by constant scalars only", where=f"node '{node.name}'")
+    factor = float(constants[0].const_value.numpy().reshape(()))
+    x = low.slots[next(value for value in values if value is not constants[0])]
+    out = low.activation(node.outputs[0], x.width, x.rows)
+    low.launch(node, Scale(low.isa, x.width, x.stride, factor), (x.operand, out), x.rows)
+
+
+def skip(low: Lowering, node: ir.Node) -> None:
+    """Leave a node that its readers take in as a whole."""
+
+
+LOWER: Mapping[tuple[str, str], Callable[[Lowering, ir.Node], None]] = {
+    ("", "Gather"): lower_embedding,
+    ("", "RMSNormalization"): lower_norm,
+    ("", "Split"): lower_split,
+    ("", "Add"): lower_add,
+    ("", "Mul"): lower_scale,
+    ("tokc", "QuantEmbedding"): lower_quant_embedding,
+    ("tokc", "AddRmsNorm"): lower_norm,
+    ("tokc", "Linear"): lower_linear,
+    ("tokc", "QuantLinear"): lower_quant_linear,
+    ("tokc", "BlockDequantize"): skip,
+    ("tokc", "GatedActivation"): lower_gated_activation,
+    ("tokc", "RopeWriteKV"): lower_rope_write_kv,
+    ("tokc", "PagedAttention"): lower_paged_attention,
+}

@@ -1,0 +1,62 @@
+"""The CPU target: its devices, its default passes, and the way from a program to code."""
+
+from tokc.ir.program import Program
+from tokc.runtime.manifest import TargetInfo
+from tokc.targets.base import Device, Limits, Lowered, Precision, Target
+from tokc.targets.cpu.codegen import compile_kernels
+from tokc.targets.cpu.emit import emit
+from tokc.targets.cpu.isa import ISAS, host_isa, runnable_isas
+from tokc.targets.cpu.link import link
+from tokc.targets.memory import plan_memory
+
+LIBRARY = "step.so"
+_BITS = {"int4": 4, "int8": 8}
+
+
+def devices() -> tuple[Device, ...]:
+    """Return every instruction set that the target compiles for."""
+    here = {isa.name for isa in runnable_isas()}
+    return tuple(Device(isa.name, f"{isa.mcpu}, {isa.dot}", isa.name in here) for isa in ISAS.values())
+
+
+def pipeline(precision: Precision) -> str:
+    """Return the default passes, in running order."""
+    passes = ["fold-constants", "eliminate-dead-code", "fuse-linear", "fuse-attention", "fuse-qkv", "fuse-gate-up"]
+    if precision.weights != "f32":
+        passes.append(f"quantize-weights{{bits={_BITS[precision.weights]} group={precision.group}}}")
+    passes += ["fuse-add-rms-norm", f"kv-layout{{page=16 dtype={precision.kv}}}", "eliminate-dead-code"]
+    return ",".join(passes)
+
+
+def lower(program: Program, device: str, limits: Limits) -> Lowered:
+    """Lower a ragged program: emit launches, place buffers, compile and link the kernels, pack the weights."""
+    isa = ISAS[device]
+    page = program.kv.page if program.kv else 1
+    bounds = {
+        "tokens": limits.tokens,
+        "rows": limits.rows,
+        "seqs": limits.seqs,
+        "blocks": -(-limits.context // page),
+        "context": limits.context,
+    }
+    plan, kernels, weights = emit(program, isa, bounds)
+    plan = plan_memory(plan)
+    code = compile_kernels(kernels, isa)
+    info = TargetInfo(
+        kind="cpu",
+        device=isa.name,
+        arch=isa.triple.split("-")[0],
+        features=tuple(sorted(isa.features)),
+        library=LIBRARY,
+    )
+    return Lowered(plan, weights.tensors(), {f"kernels/{LIBRARY}": link(kernels, code, isa)}, info)
+
+
+TARGET = Target(
+    kind="cpu",
+    summary="x86-64 and aarch64 processors; kernels by TVM, no TVM at run time",
+    devices=devices,
+    host_device=lambda: host_isa().name,
+    pipeline=pipeline,
+    lower=lower,
+)

@@ -1,0 +1,188 @@
+"""Packs a program's weights into the layouts that the CPU kernels read, one tensor at a time."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from tokc.artifact.writer import Tensor
+from tokc.errors import TargetRefused
+from tokc.ir.program import Program
+from tokc.targets.cpu.isa import Isa
+from tokc.targets.cpu.kernels.embedding import Embedding, LinearEmbedding, QuantEmbedding
+from tokc.targets.cpu.kernels.linear import Linear
+from tokc.targets.cpu.kernels.quant_linear import QuantLinear
+from tokc.targets.cpu.packing import pack_linear, pack_quant, packed_bytes
+
+Array = npt.NDArray[Any]
+ROW_ALIGNMENT = 64
+
+
+class Weights:
+    """The packed weights of one artifact, in the order in which a step reads them."""
+
+    def __init__(self, program: Program, isa: Isa) -> None:
+        """Start with none."""
+        self._program = program
+        self._isa = isa
+        self._tensors: dict[str, Tensor] = {}
+
+    def add(self, tensor: Tensor) -> None:
+        """Keep a tensor for the file."""
+        self._tensors.setdefault(tensor.name, tensor)
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return all that was added, in order."""
+        return tuple(self._tensors.values())
+
+    def vector(self, value: ir.Value) -> Tensor:
+        """Return a small f32 tensor as it is: norm weights, rope tables, biases."""
+        shape = shape_of(value)
+        return Tensor(value.name or "", "f32", shape, 4 * int(np.prod(shape)), lambda: dense(value))
+
+    def linear(self, node: ir.Node, x_stride: int) -> tuple[Tensor, Tensor | None, Linear]:
+        """Return weight, bias and kernel of a Linear."""
+        value = given(node.inputs[1])
+        rows, columns = shape_of(value)
+        bias = self._bias(node, 2)
+        kernel = Linear(self._isa, rows, columns, bias is not None, x_stride, padded(rows))
+        return self._packed_linear(value, kernel), bias, kernel
+
+    def quant_linear(self, node: ir.Node) -> tuple[Tensor, Tensor | None, QuantLinear]:
+        """Return weight, bias and kernel of a QuantLinear."""
+        rows, columns = shape_of(given(node.inputs[1]))
+        bias = self._bias(node, 4)
+        bits, symmetric = grid_of(node)
+        kernel = QuantLinear(self._isa, rows, columns, bits, symmetric, bias is not None, padded(rows))
+        return self._packed_quant(node, kernel), bias, kernel
+
+    def embedding(self, table: ir.Value) -> tuple[Tensor, Embedding | LinearEmbedding]:
+        """Return the table and its kernel; a tied table is read from the projection's layout."""
+        rows, columns = shape_of(table)
+        tied = [use for use, index in table.uses() if use.op_type == "Linear" and index == 1]
+        if tied:
+            linear = Linear(self._isa, rows, columns, False, columns, padded(rows))
+            return self._packed_linear(table, linear), LinearEmbedding(linear)
+        tensor = Tensor(name_of(table), "f32", (rows, columns), 4 * rows * columns, lambda: dense(table))
+        return tensor, Embedding(self._isa, columns)
+
+    def quant_embedding(self, node: ir.Node) -> tuple[Tensor, QuantEmbedding]:
+        """Return the table, in the projection's layout, and its kernel."""
+        rows, columns = shape_of(given(node.inputs[1]))
+        bits, symmetric = grid_of(node)
+        linear = QuantLinear(self._isa, rows, columns, bits, symmetric, False, padded(rows))
+        return self._packed_quant(node, linear), QuantEmbedding(linear)
+
+    def _bias(self, node: ir.Node, index: int) -> Tensor | None:
+        value = node.inputs[index] if len(node.inputs) > index else None
+        if value is None:
+            return None
+        (rows,) = shape_of(value)
+
+        def load() -> Array:
+            return np.pad(dense(value), (0, padded(rows) - rows))
+
+        return Tensor(f"{value.name}.padded", "f32", (padded(rows),), 4 * padded(rows), load)
+
+    def _packed_linear(self, value: ir.Value, kernel: Linear) -> Tensor:
+        size = packed_bytes(kernel)
+        return Tensor(name_of(value), "u8", (size,), size, lambda: pack_linear(dense(value), kernel))
+
+    def _packed_quant(self, node: ir.Node, kernel: QuantLinear) -> Tensor:
+        q, scale = given(node.inputs[1]), given(node.inputs[2])
+        offset = node.inputs[3] if len(node.inputs) > 3 else None  # noqa: PLR2004 - the op's fourth input
+        size = packed_bytes(kernel)
+
+        def load() -> Array:
+            shift = None if offset is None else array(offset)
+            return pack_quant(quants(q), array(scale), shift, kernel)
+
+        return Tensor(name_of(q), "u8", (size,), size, load)
+
+
+def grid_of(node: ir.Node) -> tuple[int, bool]:
+    """Return (bits, symmetric) of a quantized op's weight.
+
+    Raises: TargetRefused for a grid that no kernel decodes.
+    """
+    dtype = given(node.inputs[1]).dtype
+    offset = node.inputs[3] if len(node.inputs) > 3 else None  # noqa: PLR2004 - the op's fourth input
+    zero_point = node.attributes["zero_point"].as_int() if "zero_point" in node.attributes else 0
+    match (dtype, zero_point, offset is not None):
+        case (ir.DataType.UINT4, 8, False):
+            return 4, True
+        case (ir.DataType.UINT4, 0, True):
+            return 4, False
+        case (ir.DataType.INT8, 0, False):
+            return 8, True
+    raise TargetRefused(
+        f"the CPU target has no kernel for weights of {dtype}, zero_point {zero_point}"
+        + (" and an offset" if offset is not None else ""),
+        where=f"node '{node.name}'",
+        hint="it runs int4 (symmetric around 8, or with an offset) and symmetric int8",
+    )
+
+
+def padded(rows: int) -> int:
+    """Return the row stride of a projection's result."""
+    return -(-rows // ROW_ALIGNMENT) * ROW_ALIGNMENT
+
+
+def name_of(value: ir.Value) -> str:
+    """Return the weight's name in the artifact, the same for a packed and a plain weight."""
+    producer = value.producer()
+    source = given(producer.inputs[0]) if producer is not None else value
+    return (source.name or "").removesuffix(".q")
+
+
+def given(value: ir.Value | None) -> ir.Value:
+    """Return an input that its op requires."""
+    if value is None:
+        raise AssertionError("a required input is absent; verify should have refused the program")
+    return value
+
+
+def shape_of(value: ir.Value) -> tuple[int, ...]:
+    """Return a weight's shape."""
+    producer = value.producer()
+    source = given(producer.inputs[0]) if producer is not None else value
+    if source.const_value is None:
+        raise TargetRefused("the CPU target needs constant weights", where=f"value '{value.name}'")
+    return tuple(int(extent) for extent in source.const_value.shape.numpy())
+
+
+def array(value: ir.Value) -> Array:
+    """Return an initializer's values."""
+    if value.const_value is None:
+        raise AssertionError(f"'{value.name}' is not a constant")
+    return value.const_value.numpy()
+
+
+def quants(value: ir.Value) -> Array:
+    """Return quants one a byte."""
+    values = array(value)
+    return values.astype(np.int8 if value.dtype == ir.DataType.INT8 else np.uint8)
+
+
+def dense(value: ir.Value) -> Array:
+    """Return a weight as f32, dequantizing it if it lies on a grid."""
+    producer = value.producer()
+    if producer is None:
+        return np.ascontiguousarray(array(value), np.float32)
+    q, scale, *rest = producer.inputs
+    block = producer.attributes["block_size"].as_int() if "block_size" in producer.attributes else 32
+    zero = producer.attributes["zero_point"].as_int() if "zero_point" in producer.attributes else 0
+    values = quants(given(q)).astype(np.float32) - np.float32(zero)
+    columns = values.shape[1]
+    values *= spread(array(given(scale)), block, columns)
+    if rest and rest[0] is not None:
+        values += spread(array(rest[0]), block, columns)
+    return values
+
+
+def spread(per_block: Array, block: int, columns: int) -> Array:
+    """Repeat one value a block over the block's columns; the last block may be short."""
+    return np.repeat(per_block.astype(np.float32), block, axis=1)[:, :columns]
+
+

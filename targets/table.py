@@ -1,0 +1,31 @@
+"""Every target."""
+
+from collections.abc import Mapping
+
+from tokc.errors import TargetRefused
+from tokc.targets.base import BoundTarget, Target
+from tokc.targets.cpu.target import TARGET as CPU
+
+TARGETS: Mapping[str, Target] = {target.kind: target for target in (CPU,)}
+
+__all__ = ["TARGETS", "named_target"]
+
+
+def named_target(text: str) -> BoundTarget:
+    """Return the target that `kind` or `kind:device` names; `kind` alone means this machine.
+
+    Raises: TargetRefused listing what there is.
+    """
+    kind, _, device = text.partition(":")
+    target = TARGETS.get(kind)
+    if target is None:
+        raise TargetRefused(f"unknown target '{text}'; choose from {', '.join(TARGETS)}", hint="`tokc targets` lists them")
+    if not device:
+        return BoundTarget(target, target.host_device())
+    names = [known.name for known in target.devices()]
+    if device not in names:
+        raise TargetRefused(
+            f"unknown device '{device}' of target '{kind}'; choose from {', '.join(names)}",
+            hint=f"`--target {kind}` alone means this machine",
+        )
+    return BoundTarget(target, device)

@@ -1,0 +1,42 @@
+"""The Python API: the same as the command line, for programs."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tokc.runtime.engine import Engine
+
+
+def compile(  # noqa: A001 - the field's word for it, and re.compile's precedent
+    model: str | Path,
+    *,
+    target: str = "cpu",
+    passes: str | None = None,
+    dtype: str = "int4",
+    kv_dtype: str | None = None,
+    context: int | None = None,
+    out: str | Path | None = None,
+    check: bool = True,
+) -> Path:
+    """Build `model` for `target` and return the artifact's folder.
+
+    `model` is a Hugging Face folder or a GGUF file; `passes` a pipeline as text, None for the target's default at
+    `dtype` (int4, int8, f32); `kv_dtype` f32, f16 or int8; `context` in tokens; `out` defaults to NAME.tokc here.
+    Raises: TokcError.
+    """
+    from tokc.compiler import Request, build, default_out, precision
+
+    request = Request(
+        Path(model), target=target, precision=precision(dtype, kv_dtype), passes=passes, context=context, check=check
+    )
+    return build(request, Path(out) if out is not None else default_out(request.model)).artifact
+
+
+def load(path: str | Path, *, threads: int | None = None, kv_bytes: int | None = None) -> "Engine":
+    """Load an artifact; `threads` None takes every usable core, `kv_bytes` None a size that fits the machine.
+
+    Raises: ArtifactRefused.
+    """
+    from tokc.runtime.engine import Engine
+
+    return Engine.open(Path(path), threads=threads, kv_bytes=kv_bytes)
