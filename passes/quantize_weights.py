@@ -1,0 +1,219 @@
+"""Put the weights of linear layers and embeddings on a low-bit grid."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Protocol
+
+import numpy as np
+import onnx_ir as ir
+
+from tokc.errors import PassFailed
+from tokc.ir.ops import make_node
+from tokc.ir.program import Program
+from tokc.passes.quantization.grid import F32, NARROW, WIDE, Grid, NotFinite, Quantized
+from tokc.passes.quantization.pack import Packed, grid_of, pack, unpack
+from tokc.passes.quantization.rtn import RoundToNearest
+
+PLAIN = 32  # bits of a weight that is left alone
+MATRIX = 2  # dimensions of a weight
+
+
+class Method(Protocol):
+    """Quantize one weight; every file of `passes/quantization` that is a method has a class like this."""
+
+    def quantize(self, w: F32, grid: Grid) -> Quantized:
+        """Return the codes and scales of `w`, f32 [out, in]."""
+
+
+METHODS: Mapping[str, Method] = {"rtn": RoundToNearest()}
+
+
+@dataclass(frozen=True)
+class QuantizeWeights:
+    """Put linear weights on a grid of `bits`, and the embedding and the head on one of `head_bits`.
+
+    Before: ``y = Linear(x, w, bias)``                     ``e = Gather(table, ids)``
+    After:  ``y = QuantLinear(x, w.q, w.scale, , bias)``   ``e = QuantEmbedding(ids, table.q, table.scale)``
+
+    A weight that was stored on a grid (a BlockDequantize in the program) keeps its codes and scales bit by
+    bit, whatever its width; `requantize=true` puts those that are wider than asked on the narrower grid. A
+    table that is the embedding and the head at once is stored once. `head_bits=32` leaves a plain embedding
+    and head alone. `act_group` activation columns share a scale; 0 leaves the activations in f32.
+
+    Saves about ``(32 - bits - 16 / group) / 8`` bytes a weight and decoded token.
+    Lossy: weights are rounded, activations too unless ``act_group=0``; with it, kept grids are exact.
+    """
+
+    name: ClassVar[str] = "quantize-weights"
+    exact: ClassVar[bool] = False
+
+    bits: Literal[4, 8] = 4
+    group: int = 32
+    method: Literal["rtn"] = "rtn"
+    symmetric: bool = True
+    head_bits: Literal[4, 8, 32] = 8
+    act_group: int = 32
+    requantize: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse options that make no grid."""
+        self._grid(self.bits)
+        if self.act_group < 0:
+            raise ValueError(f"act_group is 0 or a number of columns, not {self.act_group}")
+
+    @property
+    def max_kl(self) -> float:
+        """Return the mean KL in nats that rounding may cost; more means that something else went wrong."""
+        return 1.0 if NARROW in (self.bits, self.head_bits) else 0.1
+
+    def run(self, program: Program) -> Program:
+        copy = program.copy()
+        readers = _weight_readers(copy.graph)
+        quantized = False
+        for value, nodes in readers.items():
+            head = any(node.op_type == "Gather" or node.outputs[0].is_graph_output() for node in nodes)
+            weight = self._weight(value, head=head)
+            if weight is None:
+                continue
+            for node in nodes:
+                _replace(node, self._node(node, weight))
+            _drop(copy.graph, value)
+            for made in weight.values():
+                if not made.is_initializer():
+                    copy.graph.register_initializer(made)
+            quantized = True
+        return copy if quantized else program
+
+    def _grid(self, bits: int) -> Grid:
+        return Grid(bits=bits, group=self.group, symmetric=self.symmetric or bits == WIDE)
+
+    def _weight(self, value: ir.Value, *, head: bool) -> "_Weight | None":
+        """Return the weight on its grid, or None where it stays as it is."""
+        bits = self.head_bits if head else self.bits
+        stored = _stored(value)
+        if stored is not None and not (self.requantize and stored.grid.bits > bits):
+            return stored
+        if bits == PLAIN or (stored is None and value.const_value is None):
+            return None
+        grid, name = self._grid(bits), str(value.name)
+        w = _plain(value) if stored is None else stored.grid.dequantize(unpack(stored.packed()))
+        try:
+            packed = pack(name, METHODS[self.method].quantize(w, grid))
+        except NotFinite as error:
+            raise PassFailed(
+                str(error), where=f"weight '{name}'", hint="the model's file is damaged"
+            ) from error
+        offset = None if packed.offset is None else _initializer(packed.offset)
+        return _Weight(_initializer(packed.codes), _initializer(packed.scale), offset, grid)
+
+    def _node(self, node: ir.Node, weight: "_Weight") -> ir.Node:
+        """Return the quantized counterpart of `node`."""
+        attributes = {"zero_point": weight.grid.zero_point, "block_size": weight.grid.group}
+        operands = [weight.codes, weight.scale, weight.offset]
+        if node.op_type == "Gather":
+            return make_node("QuantEmbedding", [node.inputs[1], *operands], attributes)
+        bias = node.inputs[2] if len(node.inputs) > 2 else None
+        attributes["act_group"] = self.act_group
+        return make_node("QuantLinear", [node.inputs[0], *operands, bias], attributes)
+
+
+@dataclass(frozen=True)
+class _Weight:
+    """Hold the values of a weight that lies on a grid."""
+
+    codes: ir.Value
+    scale: ir.Value
+    offset: ir.Value | None
+    grid: Grid
+
+    def values(self) -> tuple[ir.Value, ...]:
+        """Return the values that exist."""
+        return tuple(one for one in (self.codes, self.scale, self.offset) if one is not None)
+
+    def packed(self) -> Packed:
+        """Return the tensors behind the values."""
+        offset = None if self.offset is None else _tensor(self.offset)
+        return Packed(_tensor(self.codes), _tensor(self.scale), offset)
+
+
+def _weight_readers(graph: ir.Graph) -> dict[ir.Value, list[ir.Node]]:
+    """Return every weight that a linear layer or an embedding reads, with the nodes that read it so."""
+    readers: dict[ir.Value, list[ir.Node]] = {}
+    for node in graph:
+        at = {("tokc", "Linear"): 1, ("", "Gather"): 0}.get((node.domain, node.op_type))
+        axis = node.attributes.get_int("axis", 0)
+        value = None if at is None or axis != 0 else node.inputs[at]
+        if value is not None and _is_weight(value):
+            readers.setdefault(value, []).append(node)
+    return readers
+
+
+def _is_weight(value: ir.Value) -> bool:
+    if _dequantize(value) is not None:
+        return True
+    tensor = value.const_value
+    return tensor is not None and tensor.dtype == ir.DataType.FLOAT and len(tensor.shape) == MATRIX
+
+
+def _dequantize(value: ir.Value) -> ir.Node | None:
+    """Return the BlockDequantize that makes the value, if one does."""
+    node = value.producer()
+    return node if node is not None and (node.domain, node.op_type) == ("tokc", "BlockDequantize") else None
+
+
+def _stored(value: ir.Value) -> _Weight | None:
+    """Return a weight that the model came with on a grid that the kernels know."""
+    node = _dequantize(value)
+    if node is None:
+        return None
+    codes, scale, *rest = node.inputs
+    assert codes is not None, "BlockDequantize lacks its codes"
+    assert scale is not None, "BlockDequantize lacks its scale"
+    offset = rest[0] if rest else None
+    tensors = Packed(_tensor(codes), _tensor(scale), None if offset is None else _tensor(offset))
+    zero_point, block_size = (
+        node.attributes.get_int("zero_point", 0),
+        node.attributes.get_int("block_size", 32),
+    )
+    grid = grid_of(tensors, zero_point=zero_point, block_size=block_size)
+    return None if grid is None else _Weight(codes, scale, offset, grid)
+
+
+def _plain(value: ir.Value) -> F32:
+    """Read a plain weight; `np.asarray` takes it out of its lazy tensor once."""
+    w: F32 = np.asarray(_tensor(value).numpy(), dtype=np.float32)
+    return w
+
+
+def _tensor(value: ir.Value) -> ir.TensorProtocol:
+    assert value.const_value is not None, f"'{value.name}' is no constant"
+    return value.const_value
+
+
+def _initializer(tensor: ir.TensorProtocol) -> ir.Value:
+    return ir.Value(
+        name=tensor.name,
+        shape=ir.Shape(tensor.shape.numpy()),
+        type=ir.TensorType(tensor.dtype),
+        const_value=tensor,
+    )
+
+
+def _replace(old: ir.Node, new: ir.Node) -> None:
+    """Put `new` in the place of `old`; its output takes over name, type and shape."""
+    assert old.graph is not None, "a node to replace is in a graph"
+    ir.convenience.replace_nodes_and_values(old.graph, old, [old], [new], old.outputs, new.outputs)
+
+
+def _drop(graph: ir.Graph, value: ir.Value) -> None:
+    """Remove a weight that nobody reads any more, and the BlockDequantize that made it."""
+    if value.uses() or value.is_graph_output():
+        return
+    node = value.producer()
+    if node is None:
+        graph.initializers.pop(str(value.name), None)
+        return
+    operands = [operand for operand in node.inputs if operand is not None]
+    graph.remove(node, safe=True)
+    for operand in operands:
+        _drop(graph, operand)
