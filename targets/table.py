@@ -3,12 +3,11 @@
 from collections.abc import Mapping
 
 from tokc.errors import TargetRefused
+from tokc.runtime.manifest import TargetInfo
 from tokc.targets.base import BoundTarget, Target
 from tokc.targets.cpu.target import TARGET as CPU
 
 TARGETS: Mapping[str, Target] = {target.kind: target for target in (CPU,)}
-
-__all__ = ["TARGETS", "named_target"]
 
 
 def named_target(text: str) -> BoundTarget:
@@ -29,3 +28,8 @@ def named_target(text: str) -> BoundTarget:
             hint=f"`--target {kind}` alone means this machine",
         )
     return BoundTarget(target, device)
+
+
+def runs_here(info: TargetInfo) -> bool:
+    """Return whether this machine runs what was compiled for `info`."""
+    return any(device.runs_here for device in TARGETS[info.kind].devices() if device.name == info.device)

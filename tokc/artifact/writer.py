@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tokc.errors import TokcError
+from tokc.runtime.manifest import FileInfo
 
 SAFETENSORS_DTYPES = {"u8": "U8", "i8": "I8", "f16": "F16", "f32": "F32", "i32": "I32"}
 ALIGNMENT = 64
@@ -33,6 +34,11 @@ class Tensor:
 def canonical_json(value: object) -> bytes:
     """Return JSON that is the same for the same value, and readable."""
     return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+
+def compact_json(value: object) -> bytes:
+    """Return JSON that is the same for the same value, for machines to read."""
+    return (json.dumps(value, separators=(",", ":"), sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
 def safetensors_header(tensors: Iterable[Tensor]) -> tuple[bytes, dict[str, int]]:
@@ -113,12 +119,12 @@ def written_aside(target: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def write_files(folder: Path, files: Mapping[str, bytes]) -> dict[str, dict[str, object]]:
+def write_files(folder: Path, files: Mapping[str, bytes]) -> dict[str, FileInfo]:
     """Write each file and return the manifest's `files` entries, sorted by path."""
-    entries: dict[str, dict[str, object]] = {}
+    entries: dict[str, FileInfo] = {}
     for name in sorted(files):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(files[name])
-        entries[name] = {"sha256": hashlib.sha256(files[name]).hexdigest(), "bytes": len(files[name])}
+        entries[name] = FileInfo(sha256=hashlib.sha256(files[name]).hexdigest(), bytes=len(files[name]))
     return entries
