@@ -1,7 +1,8 @@
 """Put the weights of linear layers and embeddings on a low-bit grid."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from threading import Lock
 from typing import ClassVar, Literal, Protocol
 
 import numpy as np
@@ -40,6 +41,7 @@ class QuantizeWeights:
     table that is the embedding and the head at once is stored once. `head_bits=32` leaves a plain embedding
     and head alone. `act_group` activation columns share a scale; 0 leaves the activations in f32.
 
+    A weight is quantized when its codes are first read, so that no more than one is held in f32.
     Saves about ``(32 - bits - 16 / group) / 8`` bytes a weight and decoded token.
     Lossy: weights are rounded, activations too unless ``act_group=0``; with it, kept grids are exact.
     """
@@ -95,14 +97,8 @@ class QuantizeWeights:
             return stored
         if bits == PLAIN or (stored is None and value.const_value is None):
             return None
-        grid, name = self._grid(bits), str(value.name)
-        w = _plain(value) if stored is None else stored.grid.dequantize(unpack(stored.packed()))
-        try:
-            packed = pack(name, METHODS[self.method].quantize(w, grid))
-        except NotFinite as error:
-            raise PassFailed(
-                str(error), where=f"weight '{name}'", hint="the model's file is damaged"
-            ) from error
+        grid = self._grid(bits)
+        packed = _Deferred(value, stored, METHODS[self.method], grid).tensors()
         offset = None if packed.offset is None else _initializer(packed.offset)
         return _Weight(_initializer(packed.codes), _initializer(packed.scale), offset, grid)
 
@@ -134,6 +130,59 @@ class _Weight:
         """Return the tensors behind the values."""
         offset = None if self.offset is None else _tensor(self.offset)
         return Packed(_tensor(self.codes), _tensor(self.scale), offset)
+
+
+class _Deferred:
+    """Quantize one weight when it is first read, and keep only what was made of it."""
+
+    def __init__(self, value: ir.Value, stored: _Weight | None, method: Method, grid: Grid) -> None:
+        self.name, self.method, self.grid = str(value.name), method, grid
+        self.source: ir.TensorProtocol | _Weight | None = stored or _tensor(value)
+        shape = _tensor(value if stored is None else stored.codes).shape.numpy()
+        self.rows, self.columns = shape
+        self.packed: Packed | None = None
+        self.lock = Lock()
+
+    def tensors(self) -> Packed:
+        """Return tensors whose data is made on demand."""
+        rows, groups = self.rows, self.grid.groups(self.columns)
+        codes = ir.DataType.UINT4 if self.grid.bits == NARROW else ir.DataType.INT8
+        half = ir.DataType.FLOAT16
+        return Packed(
+            self._lazy("q", codes, [rows, self.columns], lambda: self._made().codes),
+            self._lazy("scale", half, [rows, groups], lambda: self._made().scale),
+            None if self.grid.symmetric else self._lazy("offset", half, [rows, groups], self._offset),
+        )
+
+    def _lazy(
+        self, part: str, dtype: ir.DataType, shape: list[int], make: Callable[[], ir.TensorProtocol]
+    ) -> ir.LazyTensor:
+        return ir.LazyTensor(make, dtype=dtype, shape=ir.Shape(shape), name=f"{self.name}.{part}")
+
+    def _offset(self) -> ir.TensorProtocol:
+        offset = self._made().offset
+        assert offset is not None, "an asymmetric grid has an offset"
+        return offset
+
+    def _made(self) -> Packed:
+        with self.lock:
+            if self.packed is None:
+                self.packed = self._quantize()
+                self.source = None
+            return self.packed
+
+    def _quantize(self) -> Packed:
+        source = self.source
+        assert source is not None, "the source is there until it was quantized"
+        if isinstance(source, _Weight):
+            w = source.grid.dequantize(unpack(source.packed()))
+        else:
+            w = np.asarray(source.numpy(), dtype=np.float32)
+        try:
+            return pack(self.name, self.method.quantize(w, self.grid))
+        except NotFinite as error:
+            where, hint = f"weight '{self.name}'", "the model's file is damaged"
+            raise PassFailed(str(error), where=where, hint=hint) from error
 
 
 def _weight_readers(graph: ir.Graph) -> dict[ir.Value, list[ir.Node]]:
@@ -177,12 +226,6 @@ def _stored(value: ir.Value) -> _Weight | None:
     )
     grid = grid_of(tensors, zero_point=zero_point, block_size=block_size)
     return None if grid is None else _Weight(codes, scale, offset, grid)
-
-
-def _plain(value: ir.Value) -> F32:
-    """Read a plain weight; `np.asarray` takes it out of its lazy tensor once."""
-    w: F32 = np.asarray(_tensor(value).numpy(), dtype=np.float32)
-    return w
 
 
 def _tensor(value: ir.Value) -> ir.TensorProtocol:

@@ -171,8 +171,11 @@ def test_a_weight_that_is_not_finite_is_named() -> None:
     tensor = program.graph.initializers["o.weight"].const_value
     assert tensor is not None
     tensor.numpy()[3, 5] = np.nan
+    quantized = QuantizeWeights().run(program)
+    codes = quantized.graph.initializers["o.weight.q"].const_value
+    assert codes is not None
     with pytest.raises(PassFailed, match="not finite") as caught:
-        QuantizeWeights().run(program)
+        codes.numpy()
     assert caught.value.where == "weight 'o.weight'"
 
 
@@ -180,3 +183,25 @@ def test_a_weight_that_is_not_finite_is_named() -> None:
 def test_options_without_a_meaning_are_refused(options: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=r"grid|group"):
         QuantizeWeights(**options)  # type: ignore[arg-type]
+
+
+def test_no_weight_is_read_before_its_codes_are() -> None:
+    program = tiny_program()
+    reads = []
+    value = program.graph.initializers["o.weight"]
+    tensor = value.const_value
+    assert tensor is not None
+
+    def read() -> ir.TensorProtocol:
+        reads.append("o.weight")
+        return ir.tensor(tensor)
+
+    value.const_value = ir.LazyTensor(read, dtype=tensor.dtype, shape=ir.Shape(tensor.shape.numpy()))
+    quantized = QuantizeWeights().run(program)
+    assert quantized.weight_bytes() < program.weight_bytes() / 4
+    assert reads == []
+    for part in (".q", ".scale", ".q"):
+        made = quantized.graph.initializers["o.weight" + part].const_value
+        assert made is not None
+        made.numpy()
+    assert reads == ["o.weight"]

@@ -103,7 +103,8 @@ def tiny_program(*, merged: bool = True, normed: bool = False, window: int = 0, 
 
 def _weights(random: np.random.Generator) -> dict[str, np.ndarray]:
     def normal(*shape: int) -> np.ndarray:
-        return (random.standard_normal(shape) / np.sqrt(shape[-1])).astype(np.float32)
+        values: np.ndarray = random.standard_normal(shape) / np.sqrt(shape[-1])
+        return values.astype(np.float32)
 
     angles = np.arange(CONTEXT)[:, None] * 10000.0 ** (-np.arange(0, DIM, 2) / DIM)
     width, kv_width = HEADS * DIM, KV_HEADS * DIM

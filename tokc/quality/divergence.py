@@ -69,10 +69,10 @@ def _log_softmax(logits: F64) -> F64:
 
 
 def logits(program: Program, token_ids: npt.ArrayLike, *, cached_from: int | None = None) -> F32:
-    """Run a program over token ids [sequences, tokens] in onnxruntime; return logits [sequences, tokens, vocab].
+    """Run a program over token ids [sequences, tokens] in onnxruntime; logits are [sequences, tokens, vocab].
 
-    Both forms answer alike. The tokens from `cached_from` on run one at a time over the cache of those before,
-    as decoding does; None runs all tokens in one step.
+    Both forms answer alike. The tokens from `cached_from` on run one at a time over the cache of those
+    before, as decoding does; None runs all tokens in one step.
     """
     ids = np.atleast_2d(np.asarray(token_ids, np.int64))
     assert ids.size, "no tokens to run"
@@ -111,8 +111,8 @@ class _Dense:
 class _Paged:
     """Hold the pages of a ragged program between steps.
 
-    Pages lie backwards and in turns, so that a program that ignores the block tables is found out, and hold what
-    is not zero, so that one that reads ahead is.
+    Pages lie backwards and in turns, so that a program that ignores the block tables is found out, and hold
+    what is not zero, so that one that reads ahead is.
     """
 
     def __init__(self, program: Program, sequences: int, tokens: int) -> None:

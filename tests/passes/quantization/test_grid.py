@@ -33,7 +33,8 @@ def _span(grid: Grid, w: F32) -> F32:
     ends = 128 * np.maximum(step * 2.0**-11, 2.0**-24)
     if offset is not None:
         ends = ends + np.maximum(np.abs(grid.per_column(offset, w.shape[1])) * 2.0**-11, 2.0**-24)
-    return step / 2 + ends + np.abs(w) * 2.0**-20
+    bound: F32 = step / 2 + ends + np.abs(w) * 2.0**-20
+    return bound
 
 
 @given(grids, weights)
@@ -110,10 +111,10 @@ def test_the_symmetric_grid_is_that_of_q4_0() -> None:
     assert np.mean((ours - w) ** 2) <= np.mean((theirs - w) ** 2) * 1.001
 
 
-@pytest.mark.parametrize("bad", [{"bits": 3}, {"bits": 8, "symmetric": False}, {"group": 0}])
-def test_a_grid_without_a_kernel_is_refused(bad: dict[str, int]) -> None:
+@pytest.mark.parametrize(("bits", "group", "symmetric"), [(3, 32, True), (8, 32, False), (4, 0, True)])
+def test_a_grid_without_a_kernel_is_refused(bits: int, group: int, *, symmetric: bool) -> None:
     with pytest.raises(ValueError, match=r"grid|group"):
-        Grid(**bad)
+        Grid(bits, group, symmetric)
 
 
 @pytest.mark.parametrize("grid", GRIDS)
