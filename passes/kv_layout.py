@@ -9,6 +9,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from tokc.errors import PassFailed
 from tokc.ir.program import KvLayout as Layout
 from tokc.ir.program import ModelConfig, Program
+from tokc.ir.rewrite import made_by, only_reader
 
 # Ops that compute each row [.., width] from that row alone, so that they mean the same over [tokens, width].
 ROW_WISE = frozenset(
@@ -144,8 +145,8 @@ class _Relayout:
         ir.convenience.replace_nodes_and_values(self.graph, tail, [tail], [], tail.outputs, attend.outputs)
 
     def _rotated(self, node: ir.Node, value: ir.Value | None) -> _Rotated:
-        rotary = None if value is None else value.producer()
-        if rotary is None or rotary.op_type != "RotaryEmbedding":
+        rotary = made_by(value, "RotaryEmbedding")
+        if rotary is None:
             raise _unexpected(node, "a query or key is not rotated by RotaryEmbedding")
         if rotary.attributes.get_int("interleaved", 0) or rotary.attributes.get_int(
             "rotary_embedding_dim", 0
@@ -237,20 +238,19 @@ def _flat(node: ir.Node, value: ir.Value | None) -> tuple[ir.Value, ir.Value | N
 
 
 def _window(node: ir.Node, mask: ir.Value | None) -> int:
-    maker = None if mask is None else mask.producer()
-    if maker is None or (maker.domain, maker.op_type) != ("tokc", "CausalMask"):
+    maker = made_by(mask, "CausalMask", "tokc")
+    if maker is None:
         raise _unexpected(node, "its mask is not made by CausalMask")
     return maker.attributes.get_int("window", 0)
 
 
 def _tail(node: ir.Node) -> ir.Node:
     """Return the Reshape that makes the heads flat again after an Attention."""
-    ahead = node.outputs[0].consumers()
-    if len(ahead) == 1 and ahead[0].op_type == "Transpose":
-        last = ahead[0].outputs[0].consumers()
-        if len(last) == 1 and last[0].op_type == "Reshape":
-            return last[0]
-    raise _unexpected(node, "its result is not made flat by Transpose and Reshape")
+    transpose = only_reader(node.outputs[0], "Transpose")
+    reshape = None if transpose is None else only_reader(transpose.outputs[0], "Reshape")
+    if reshape is None:
+        raise _unexpected(node, "its result is not made flat by Transpose and Reshape")
+    return reshape
 
 
 def _check_rows(graph: ir.Graph) -> None:

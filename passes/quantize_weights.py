@@ -11,6 +11,7 @@ import onnx_ir as ir
 from tokc.errors import PassFailed
 from tokc.ir.ops import make_node
 from tokc.ir.program import Program
+from tokc.ir.rewrite import drop, initializer, made_by
 from tokc.passes.quantization.grid import F32, NARROW, WIDE, Grid, NotFinite, Quantized
 from tokc.passes.quantization.pack import Packed, grid_of, pack, unpack
 from tokc.passes.quantization.rtn import RoundToNearest
@@ -79,7 +80,7 @@ class QuantizeWeights:
                 continue
             for node in nodes:
                 _replace(node, self._node(node, weight))
-            _drop(copy.graph, value)
+            drop(copy.graph, value)
             for made in weight.values():
                 if not made.is_initializer():
                     copy.graph.register_initializer(made)
@@ -99,8 +100,8 @@ class QuantizeWeights:
             return None
         grid = self._grid(bits)
         packed = _Deferred(value, stored, METHODS[self.method], grid).tensors()
-        offset = None if packed.offset is None else _initializer(packed.offset)
-        return _Weight(_initializer(packed.codes), _initializer(packed.scale), offset, grid)
+        offset = None if packed.offset is None else _made(packed.offset)
+        return _Weight(_made(packed.codes), _made(packed.scale), offset, grid)
 
     def _node(self, node: ir.Node, weight: "_Weight") -> ir.Node:
         """Return the quantized counterpart of `node`."""
@@ -149,8 +150,8 @@ class _Deferred:
         codes = ir.DataType.UINT4 if self.grid.bits == NARROW else ir.DataType.INT8
         half = ir.DataType.FLOAT16
         return Packed(
-            self._lazy("q", codes, [rows, self.columns], lambda: self._made().codes),
-            self._lazy("scale", half, [rows, groups], lambda: self._made().scale),
+            self._lazy("q", codes, [rows, self.columns], lambda: self._result().codes),
+            self._lazy("scale", half, [rows, groups], lambda: self._result().scale),
             None if self.grid.symmetric else self._lazy("offset", half, [rows, groups], self._offset),
         )
 
@@ -160,11 +161,11 @@ class _Deferred:
         return ir.LazyTensor(make, dtype=dtype, shape=ir.Shape(shape), name=f"{self.name}.{part}")
 
     def _offset(self) -> ir.TensorProtocol:
-        offset = self._made().offset
+        offset = self._result().offset
         assert offset is not None, "an asymmetric grid has an offset"
         return offset
 
-    def _made(self) -> Packed:
+    def _result(self) -> Packed:
         with self.lock:
             if self.packed is None:
                 self.packed = self._quantize()
@@ -198,21 +199,15 @@ def _weight_readers(graph: ir.Graph) -> dict[ir.Value, list[ir.Node]]:
 
 
 def _is_weight(value: ir.Value) -> bool:
-    if _dequantize(value) is not None:
+    if made_by(value, "BlockDequantize", "tokc") is not None:
         return True
     tensor = value.const_value
     return tensor is not None and tensor.dtype == ir.DataType.FLOAT and len(tensor.shape) == MATRIX
 
 
-def _dequantize(value: ir.Value) -> ir.Node | None:
-    """Return the BlockDequantize that makes the value, if one does."""
-    node = value.producer()
-    return node if node is not None and (node.domain, node.op_type) == ("tokc", "BlockDequantize") else None
-
-
 def _stored(value: ir.Value) -> _Weight | None:
     """Return a weight that the model came with on a grid that the kernels know."""
-    node = _dequantize(value)
+    node = made_by(value, "BlockDequantize", "tokc")
     if node is None:
         return None
     codes, scale, *rest = node.inputs
@@ -233,30 +228,11 @@ def _tensor(value: ir.Value) -> ir.TensorProtocol:
     return value.const_value
 
 
-def _initializer(tensor: ir.TensorProtocol) -> ir.Value:
-    return ir.Value(
-        name=tensor.name,
-        shape=ir.Shape(tensor.shape.numpy()),
-        type=ir.TensorType(tensor.dtype),
-        const_value=tensor,
-    )
+def _made(tensor: ir.TensorProtocol) -> ir.Value:
+    return initializer(tensor, str(tensor.name))
 
 
 def _replace(old: ir.Node, new: ir.Node) -> None:
     """Put `new` in the place of `old`; its output takes over name, type and shape."""
     assert old.graph is not None, "a node to replace is in a graph"
     ir.convenience.replace_nodes_and_values(old.graph, old, [old], [new], old.outputs, new.outputs)
-
-
-def _drop(graph: ir.Graph, value: ir.Value) -> None:
-    """Remove a weight that nobody reads any more, and the BlockDequantize that made it."""
-    if value.uses() or value.is_graph_output():
-        return
-    node = value.producer()
-    if node is None:
-        graph.initializers.pop(str(value.name), None)
-        return
-    operands = [operand for operand in node.inputs if operand is not None]
-    graph.remove(node, safe=True)
-    for operand in operands:
-        _drop(graph, operand)
