@@ -1,0 +1,211 @@
+"""Weights that are read when they are asked for, and safetensors files as a source of them.
+
+A `Dense` weight is one f32 tensor. A `Grid` weight stays packed as its file packs it. Both point into the mapped
+file, so a checkpoint of any size costs address space, not memory.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from tokc.errors import ImportRefused
+
+F32Array = npt.NDArray[np.float32]
+MappedBytes = npt.NDArray[np.uint8]
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+DTYPES: Mapping[str, npt.DTypeLike] = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+LENGTH_BYTES = 8
+HEADER_LIMIT_BYTES = 100 << 20  # as the safetensors library has it
+
+
+@dataclass(frozen=True)
+class Dense:
+    """Hold a weight in f32, [out, in] or [width]."""
+
+    tensor: ir.TensorProtocol
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return the weight's shape."""
+        return tuple(int(size) for size in self.tensor.shape)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Hold a weight on a grid: ``w = (q - zero_point) * scale (+ offset)``; q [out, in], scale, offset [out, blocks]."""
+
+    q: ir.TensorProtocol
+    scale: ir.TensorProtocol
+    offset: ir.TensorProtocol | None
+    zero_point: int
+    block_size: int = 32
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return the weight's shape."""
+        return tuple(int(size) for size in self.q.shape)
+
+
+Weight = Dense | Grid
+
+
+@dataclass
+class Checkpoint:
+    """Hand out weights by their Hugging Face names and remember which were asked for; `origin` is for messages."""
+
+    origin: str
+    weights: Mapping[str, Weight]
+    _taken: set[str] = field(default_factory=set)
+
+    def __contains__(self, name: str) -> bool:
+        """Return whether there is a weight of this name."""
+        return name in self.weights
+
+    def take(self, name: str, shape: tuple[int, ...]) -> Weight:
+        """Return a weight that must have `shape`.
+
+        Raises: ImportRefused if it is missing or of another shape.
+        """
+        weight = self.weights.get(name)
+        if weight is None:
+            raise ImportRefused(
+                f"tensor '{name}' is missing",
+                where=self.origin,
+                hint="the download may be incomplete, or config.json describes another model; fetch it again",
+            )
+        if weight.shape != shape:
+            raise ImportRefused(
+                f"tensor '{name}' has shape {list(weight.shape)}, the configuration asks for {list(shape)}",
+                where=self.origin,
+                hint="the configuration and the weights are of different models; fetch both again",
+            )
+        self._taken.add(name)
+        return weight
+
+    def left(self) -> list[str]:
+        """Return the names that nobody asked for."""
+        return sorted(set(self.weights) - self._taken)
+
+
+def lazy(compute: Callable[[], npt.NDArray[np.generic]], dtype: ir.DataType, shape: tuple[int, ...]) -> ir.LazyTensor:
+    """Return a tensor that is computed anew each time it is read."""
+    return ir.LazyTensor(lambda: ir.Tensor(compute(), dtype=dtype), dtype=dtype, shape=ir.Shape(shape))
+
+
+def widened(array: npt.NDArray[np.generic]) -> Dense:
+    """Return an array as an f32 weight; f32 in place, narrower types cast when read."""
+    if array.dtype == np.float32 and array.flags.aligned:
+        return Dense(ir.Tensor(array, dtype=ir.DataType.FLOAT))
+    return Dense(lazy(lambda: array.astype(np.float32), ir.DataType.FLOAT, array.shape))
+
+
+def shifted(weight: Dense, offset: float) -> Dense:
+    """Return a weight plus a constant, computed when read."""
+    tensor = weight.tensor
+    return Dense(lazy(lambda: tensor.numpy() + np.float32(offset), ir.DataType.FLOAT, weight.shape))
+
+
+def safetensors_weights(folder: Path) -> dict[str, Weight]:
+    """Return the weights of a folder, single file or sharded, by their names in the files.
+
+    Raises: ImportRefused if a file is missing, truncated or damaged, or a type is not supported.
+    """
+    return {name: weight for path in _files(folder) for name, weight in _read(path)}
+
+
+def read_json(path: Path) -> dict[str, object]:
+    """Return a JSON object from a file.
+
+    Raises: ImportRefused if it cannot be read or is no JSON object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ImportRefused(
+            f"'{path.name}' cannot be read: {error}", where=str(path), hint="fetch the file again"
+        ) from error
+    if not isinstance(value, dict):
+        raise ImportRefused(f"'{path.name}' is not a JSON object", where=str(path), hint="fetch the file again")
+    return cast("dict[str, object]", value)
+
+
+def _files(folder: Path) -> list[Path]:
+    index = folder / INDEX_FILE
+    if not index.is_file():
+        single = folder / SINGLE_FILE
+        if single.is_file():
+            return [single]
+        raise ImportRefused(_no_weights(folder), where=str(folder), hint="tokc reads .safetensors and .gguf weights")
+    shards = read_json(index).get("weight_map")
+    if not isinstance(shards, dict):
+        raise ImportRefused("the index has no 'weight_map'", where=str(index), hint="fetch the file again")
+    paths = [folder / str(name) for name in sorted(set(shards.values()))]
+    for path in paths:
+        if path.parent != folder or not path.is_file():
+            raise ImportRefused(
+                f"shard '{path.name}' is missing", where=str(index), hint="fetch the missing file into the folder"
+            )
+    return paths
+
+
+def _no_weights(folder: Path) -> str:
+    others = sorted(path.name for path in folder.glob("*") if path.suffix in {".bin", ".pth", ".pt", ".gguf"})
+    found = f"; it holds {', '.join(others)}" if others else ""
+    return f"the folder has no '{SINGLE_FILE}' and no '{INDEX_FILE}'{found}"
+
+
+def _read(path: Path) -> Iterator[tuple[str, Weight]]:
+    header, data = _header(path)
+    for name, entry in header.items():
+        if name != "__metadata__":
+            yield name, widened(_array(path, name, entry, data))
+
+
+def _header(path: Path) -> tuple[dict[str, object], MappedBytes]:
+    size = path.stat().st_size
+    if size <= LENGTH_BYTES:
+        raise _damaged(path, f"the file has only {size} bytes")
+    mapped = np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
+    length = int.from_bytes(mapped[:LENGTH_BYTES].tobytes(), "little")
+    end = LENGTH_BYTES + length
+    if length > HEADER_LIMIT_BYTES or end > size:
+        raise _damaged(path, f"its header claims {length} bytes of a file of {size} bytes")
+    try:
+        header = json.loads(mapped[LENGTH_BYTES:end].tobytes())
+    except ValueError as error:
+        raise _damaged(path, f"its header is not JSON: {error}") from error
+    if not isinstance(header, dict):
+        raise _damaged(path, "its header is not a JSON object")
+    return header, mapped[end:]
+
+
+def _array(path: Path, name: str, entry: object, data: MappedBytes) -> npt.NDArray[np.generic]:
+    if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
+        raise _damaged(path, f"the entry of tensor '{name}' is not understood")
+    if entry["dtype"] not in DTYPES:
+        raise ImportRefused(
+            f"tensor '{name}' has type '{entry['dtype']}'; supported are {', '.join(DTYPES)}",
+            where=str(path),
+            hint="take the model's unquantized checkpoint, in bf16, fp16 or fp32",
+        )
+    dtype = np.dtype(DTYPES[entry["dtype"]])
+    start, stop = entry["data_offsets"]
+    shape = tuple(entry["shape"])
+    if stop > data.size:
+        raise _damaged(path, f"it is truncated: tensor '{name}' ends {stop - data.size} bytes past the file's end")
+    if stop - start != int(np.prod(shape, dtype=np.int64)) * dtype.itemsize:
+        raise _damaged(path, f"tensor '{name}' has {stop - start} bytes, which do not fit its shape {list(shape)}")
+    return data[start:stop].view(dtype).reshape(shape)
+
+
+def _damaged(path: Path, what: str) -> ImportRefused:
+    return ImportRefused(f"'{path.name}' is damaged: {what}", where=str(path), hint="fetch the file again")

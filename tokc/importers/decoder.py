@@ -1,0 +1,235 @@
+"""An architecture and its weights become a Program in batch form, spelled in standard ops.
+
+The graph is decomposed on purpose: fusing is the passes' work, and each fusion is checked against this spelling.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from tokc.errors import ImportRefused
+from tokc.importers.architecture import Architecture
+from tokc.importers.checkpoint import Checkpoint, Dense, Grid, Weight, shifted
+from tokc.ir.ops import DOMAIN, DOMAIN_VERSION, make_node
+from tokc.ir.program import IR_VERSION, OPSET, Assets, Program
+
+EMBEDDING = "model.embed_tokens.weight"
+HEAD = "lm_head.weight"
+IGNORED = ("rotary_emb.inv_freq", "masked_bias", "attn.bias")
+Attributes = Mapping[str, int | float | str | Sequence[int]]
+
+
+def decoder_program(architecture: Architecture, checkpoint: Checkpoint, assets: Assets) -> Program:
+    """Build the program of a decoder.
+
+    Raises: ImportRefused if the weights do not fit the architecture.
+    """
+    graph = _Builder(architecture, checkpoint).build()
+    _refuse_leftovers(checkpoint, architecture)
+    return Program(ir.Model(graph, ir_version=IR_VERSION, producer_name="tokc"), architecture.config, assets)
+
+
+def _refuse_leftovers(checkpoint: Checkpoint, architecture: Architecture) -> None:
+    """Refuse a checkpoint whose layers hold tensors that the decoder does not use: it is of another architecture."""
+    names = [name for name in checkpoint.left() if name.startswith("model.layers.") and not name.endswith(IGNORED)]
+    if names:
+        raise ImportRefused(
+            f"tensor '{names[0]}' and {len(names) - 1} more have no place in the '{architecture.family.name}' family",
+            where=checkpoint.origin,
+            hint="the configuration may state too few layers, or another architecture than the weights have",
+        )
+
+
+class _Builder:
+    """Write one decoder's graph, layer by layer."""
+
+    def __init__(self, architecture: Architecture, checkpoint: Checkpoint) -> None:
+        self.arch = architecture
+        self.config = architecture.config
+        self.checkpoint = checkpoint
+        self.nodes: list[ir.Node] = []
+        self.initializers: dict[str, ir.Value] = {}
+        self.weights: dict[str, ir.Value] = {}
+        self.masks: dict[int, ir.Value] = {}
+        self.inputs = {
+            name: _value(name, ir.DataType.INT64, ("batch", "seq")) for name in ("input_ids", "position_ids")
+        }
+        self.presents: list[ir.Value] = []
+
+    def build(self) -> ir.Graph:
+        x = self.op("Gather", [self.weight(EMBEDDING, self._table), self.inputs["input_ids"]], {"axis": 0})
+        if self.arch.family.scaled_embedding:
+            x = self.op("Mul", [x, self.constant("embedding.scale", np.float32(self.config.hidden**0.5))])
+        for layer in range(self.config.layers):
+            x = self._layer(x, layer)
+        x = self.norm(x, "model.norm.weight", self.config.hidden)
+        tied = self.config.tied_embedding
+        head = self.weight(EMBEDDING if tied else HEAD, self._table)
+        logits = self.op("MatMul", [x, self.op("Transpose", [head], {"perm": [1, 0]})])
+        logits.name = "logits"
+        _annotate(logits, ir.DataType.FLOAT, ("batch", "seq", self.config.vocab))
+        return ir.Graph(
+            list(self.inputs.values()),
+            [logits, *self.presents],
+            nodes=self.nodes,
+            initializers=list(self.initializers.values()),
+            opset_imports={"": OPSET, DOMAIN: DOMAIN_VERSION},
+            name="decoder",
+        )
+
+    @property
+    def _table(self) -> tuple[int, int]:
+        return self.config.vocab, self.config.hidden
+
+    def _layer(self, x: ir.Value, layer: int) -> ir.Value:
+        prefix, hidden, sandwich = f"model.layers.{layer}.", self.config.hidden, self.arch.family.sandwich_norms
+        attended = self._attention(self.norm(x, prefix + "input_layernorm.weight", hidden), layer)
+        if sandwich:
+            attended = self.norm(attended, prefix + "post_attention_layernorm.weight", hidden)
+        x = self.op("Add", [x, attended])
+        before = "pre_feedforward_layernorm.weight" if sandwich else "post_attention_layernorm.weight"
+        mixed = self._feed_forward(self.norm(x, prefix + before, hidden), prefix + "mlp.")
+        if sandwich:
+            mixed = self.norm(mixed, prefix + "post_feedforward_layernorm.weight", hidden)
+        return self.op("Add", [x, mixed])
+
+    def _attention(self, h: ir.Value, layer: int) -> ir.Value:
+        prefix, config = f"model.layers.{layer}.self_attn.", self.config
+        q = self._heads(h, prefix + "q", config.heads)
+        k = self._heads(h, prefix + "k", config.kv_heads)
+        v = self._heads(h, prefix + "v", config.kv_heads)
+        q, k = self._rotate(q, layer), self._rotate(k, layer)
+        key, value = self._cached(k, layer, "key"), self._cached(v, layer, "value")
+        mask = self._mask(self.arch.windows[layer], key)
+        turned = self.op("Transpose", [self._repeat(key)], {"perm": [0, 1, 3, 2]})
+        scale = self.constant("attention.scale", np.float32(self.arch.attention_scale))
+        scores = self.op("Mul", [self.op("MatMul", [q, turned]), scale])
+        masked = self.op("Where", [mask, scores, self.constant("attention.hidden", np.float32(-np.inf))])
+        y = self.op("MatMul", [self.op("Softmax", [masked], {"axis": -1}), self._repeat(value)])
+        width = config.heads * config.head_dim
+        shape = self.constant("attention.out_shape", np.array([0, 0, width], dtype=np.int64))
+        y = self.op("Reshape", [self.op("Transpose", [y], {"perm": [0, 2, 1, 3]}), shape])
+        return self.linear(y, prefix + "o_proj", width, config.hidden, bias=self.arch.attention_bias)
+
+    def _heads(self, h: ir.Value, name: str, heads: int) -> ir.Value:
+        """Project to [batch, heads, seq, dim], each head of q and k normed where the family does so."""
+        dim = self.config.head_dim
+        bias = self.arch.family.qkv_bias or self.arch.attention_bias
+        y = self.linear(h, f"{name}_proj", self.config.hidden, heads * dim, bias=bias)
+        shape = self.constant(f"attention.shape_{heads}", np.array([0, 0, heads, dim], dtype=np.int64))
+        y = self.op("Reshape", [y, shape])
+        if self.arch.family.qk_norm and not name.endswith(".v"):
+            y = self.norm(y, f"{name}_norm.weight", dim)
+        return self.op("Transpose", [y], {"perm": [0, 2, 1, 3]})
+
+    def _rotate(self, x: ir.Value, layer: int) -> ir.Value:
+        local = self.arch.local(layer)
+        name, rope = ("rope_local", self.arch.local_rope) if local else ("rope", self.arch.rope)
+        if f"{name}.cos" not in self.initializers:
+            cos, sin = rope.tables(self.config.head_dim, self.config.context)
+            self.constant(f"{name}.cos", cos)
+            self.constant(f"{name}.sin", sin)
+        tables = [self.initializers[f"{name}.cos"], self.initializers[f"{name}.sin"]]
+        return self.op("RotaryEmbedding", [x, *tables, self.inputs["position_ids"]])
+
+    def _cached(self, new: ir.Value, layer: int, kind: str) -> ir.Value:
+        shape = (self.config.kv_heads, self.config.head_dim)
+        past = _value(f"past_key_values.{layer}.{kind}", ir.DataType.FLOAT, ("batch", shape[0], "past", shape[1]))
+        self.inputs[str(past.name)] = past
+        present = self.op("Concat", [past, new], {"axis": 2})
+        present.name = f"present.{layer}.{kind}"
+        _annotate(present, ir.DataType.FLOAT, ("batch", shape[0], "total", shape[1]))
+        self.presents.append(present)
+        return present
+
+    def _mask(self, window: int, key: ir.Value) -> ir.Value:
+        if window not in self.masks:
+            node = make_node("CausalMask", [self.inputs["position_ids"], key], {"window": window})
+            self.nodes.append(node)
+            self.masks[window] = node.outputs[0]
+        return self.masks[window]
+
+    def _repeat(self, x: ir.Value) -> ir.Value:
+        """Let each key-value head serve its group of query heads."""
+        config = self.config
+        groups = config.heads // config.kv_heads
+        if groups == 1:
+            return x
+        x = self.op("Unsqueeze", [x, self.constant("attention.group_axis", np.array([2], dtype=np.int64))])
+        shape = np.array([1, 1, groups, 1, 1], dtype=np.int64)
+        x = self.op("Expand", [x, self.constant("attention.group_shape", shape)])
+        merged = np.array([0, config.heads, -1, config.head_dim], dtype=np.int64)
+        return self.op("Reshape", [x, self.constant("attention.merged_shape", merged)])
+
+    def _feed_forward(self, h: ir.Value, prefix: str) -> ir.Value:
+        hidden, width, bias = self.config.hidden, self.config.intermediate, self.arch.mlp_bias
+        gate = self.linear(h, prefix + "gate_proj", hidden, width, bias=bias)
+        up = self.linear(h, prefix + "up_proj", hidden, width, bias=bias)
+        if self.arch.activation == "silu":
+            active = self.op("Mul", [gate, self.op("Sigmoid", [gate])])
+        else:
+            active = self.op("Gelu", [gate], {"approximate": "tanh"})
+        return self.linear(self.op("Mul", [active, up]), prefix + "down_proj", width, hidden, bias=bias)
+
+    def op(self, name: str, inputs: Sequence[ir.Value], attributes: Attributes | None = None) -> ir.Value:
+        node = ir.node(name, inputs, attributes)
+        self.nodes.append(node)
+        return node.outputs[0]
+
+    def linear(self, x: ir.Value, name: str, columns: int, rows: int, *, bias: bool) -> ir.Value:
+        weight = self.weight(f"{name}.weight", (rows, columns))
+        y = self.op("MatMul", [x, self.op("Transpose", [weight], {"perm": [1, 0]})])
+        if bias:
+            y = self.op("Add", [y, self.weight(f"{name}.bias", (rows,))])
+        return y
+
+    def norm(self, x: ir.Value, name: str, width: int) -> ir.Value:
+        if name not in self.weights:
+            weight = self.checkpoint.take(name, (width,))
+            assert isinstance(weight, Dense), "the weight of a norm is a vector, which no grid holds"
+            if self.arch.norm_offset:
+                weight = shifted(weight, self.arch.norm_offset)
+            self.weights[name] = self._stored(name, weight)
+        epsilon = {"axis": -1, "epsilon": self.config.norm_epsilon}
+        return self.op("RMSNormalization", [x, self.weights[name]], epsilon)
+
+    def weight(self, name: str, shape: tuple[int, ...]) -> ir.Value:
+        if name not in self.weights:
+            self.weights[name] = self._stored(name, self.checkpoint.take(name, shape))
+        return self.weights[name]
+
+    def _stored(self, name: str, weight: Weight) -> ir.Value:
+        if isinstance(weight, Dense):
+            return self._initializer(name, weight.tensor)
+        return self._grid(name, weight)
+
+    def _grid(self, name: str, grid: Grid) -> ir.Value:
+        operands = [self._initializer(f"{name}.q", grid.q), self._initializer(f"{name}.scale", grid.scale)]
+        if grid.offset is not None:
+            operands.append(self._initializer(f"{name}.offset", grid.offset))
+        node = make_node(
+            "BlockDequantize", operands, {"zero_point": grid.zero_point, "block_size": grid.block_size}
+        )
+        self.nodes.append(node)
+        node.outputs[0].name = name
+        return node.outputs[0]
+
+    def constant(self, name: str, array: np.ndarray | np.generic) -> ir.Value:
+        if name not in self.initializers:
+            self._initializer(name, ir.tensor(np.asarray(array), name=name))
+        return self.initializers[name]
+
+    def _initializer(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+        tensor.name = name
+        value = ir.Value(name=name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+        self.initializers[name] = value
+        return value
+
+
+def _value(name: str, dtype: ir.DataType, shape: tuple[int | str, ...]) -> ir.Value:
+    return ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype))
+
+
+def _annotate(value: ir.Value, dtype: ir.DataType, shape: tuple[int | str, ...]) -> None:
+    value.type, value.shape = ir.TensorType(dtype), ir.Shape(shape)

@@ -1,0 +1,94 @@
+"""A Hugging Face folder becomes a Program: config.json, safetensors, tokenizer."""
+
+import hashlib
+import re
+from pathlib import Path
+
+from tokc.errors import ImportRefused
+from tokc.importers.architecture import architecture_of
+from tokc.importers.checkpoint import Checkpoint, Weight, read_json, safetensors_weights
+from tokc.importers.decoder import EMBEDDING, HEAD, decoder_program
+from tokc.importers.families import family_of
+from tokc.importers.tokenizer import folder_texts
+from tokc.ir.program import Assets, Program
+
+CONFIG = "config.json"
+GENERATION = "generation_config.json"
+TEXT_PREFIX = re.compile(r"^(language_model\.model\.|model\.language_model\.)")
+HEAD_PREFIX = re.compile(r"^language_model\.lm_head\.")
+
+
+def load_folder(path: Path, context: int | None = None) -> Program:
+    """Import a folder; `context` in tokens caps the positions (default: the model's, at most 8192).
+
+    Raises: ImportRefused if the folder is no model, is damaged, or is of an unknown kind.
+    """
+    given = _config(path)
+    family = family_of(given, str(path / CONFIG))
+    text = given.get("text_config")
+    config = {**given, **text} if isinstance(text, dict) else given
+    generation = read_json(path / GENERATION) if (path / GENERATION).is_file() else {}
+    for key in ("bos_token_id", "eos_token_id"):
+        if generation.get(key) is not None:
+            config = {**config, key: generation[key]}
+    weights = {_text_name(name): weight for name, weight in safetensors_weights(path).items()}
+    # Files state untied embeddings by their presence, and older ones leave the flag out.
+    tied = bool(config.get("tie_word_embeddings", family.defaults.get("tie_word_embeddings", False)))
+    tied = tied or (HEAD not in weights and "tie_word_embeddings" not in config and EMBEDDING in weights)
+    config = {**config, "tie_word_embeddings": tied}
+    architecture = architecture_of(family, config, context, str(path / CONFIG))
+    checkpoint = Checkpoint(str(path), _text_only(weights))
+    return decoder_program(architecture, checkpoint, _assets(path, generation))
+
+
+def _config(path: Path) -> dict[str, object]:
+    if not path.is_dir():
+        raise ImportRefused(f"there is no folder '{path}'", hint="give a Hugging Face folder or a .gguf file")
+    if not (path / CONFIG).is_file():
+        raise ImportRefused(
+            f"'{path}' is not a model folder: it has no '{CONFIG}'",
+            where=str(path),
+            hint="give the folder that holds config.json and the .safetensors files, or a .gguf file",
+        )
+    return read_json(path / CONFIG)
+
+
+def _text_name(name: str) -> str:
+    """Return a tensor's name in a model of text only."""
+    return HEAD_PREFIX.sub("lm_head.", TEXT_PREFIX.sub("model.", name))
+
+
+def _text_only(weights: dict[str, Weight]) -> dict[str, Weight]:
+    return {name: weight for name, weight in weights.items() if name.startswith(("model.", "lm_head."))}
+
+
+def _assets(path: Path, generation: dict[str, object]) -> Assets:
+    texts = folder_texts(path)
+    return Assets(
+        tokenizer_json=texts.tokenizer_json,
+        chat_template=texts.chat_template,
+        special_tokens=texts.special_tokens,
+        generation_config=generation,
+        licence=_licence(path),
+        provenance={file.name: sha256(file) for file in _sources(path)},
+    )
+
+
+def _sources(path: Path) -> list[Path]:
+    kept = {CONFIG, GENERATION, "tokenizer.json"}
+    return sorted(file for file in path.iterdir() if file.name in kept or file.suffix == ".safetensors")
+
+
+def _licence(path: Path) -> str | None:
+    """Return the licence that the model card's head states."""
+    card = path / "README.md"
+    if not card.is_file():
+        return None
+    found = re.search(r"^license: *(\S+) *$", card.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
+    return found.group(1) if found else None
+
+
+def sha256(path: Path) -> str:
+    """Return the hash of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

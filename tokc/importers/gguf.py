@@ -1,0 +1,147 @@
+"""A GGUF file becomes a Program: its metadata are read as the Hugging Face configuration they stand for."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from tokc.errors import ImportRefused
+from tokc.importers.architecture import Architecture, architecture_of
+from tokc.importers.checkpoint import Checkpoint, Weight
+from tokc.importers.decoder import decoder_program
+from tokc.importers.families import (
+    GGUF_KEYS,
+    GGUF_LAYER_TENSORS,
+    GGUF_SANDWICH_TENSORS,
+    GGUF_TENSORS,
+    Family,
+    gguf_family,
+)
+from tokc.importers.folder import sha256
+from tokc.importers.gguf_file import GgufFile, Rows, Tensor
+from tokc.importers.gguf_tokenizer import gguf_texts
+from tokc.importers.rope import Rope
+from tokc.ir.program import Assets, Program
+
+ROPE_DIVISORS = "rope_freqs.weight"
+GEMMA3_27B_LAYERS = 62
+
+
+def load_gguf(path: Path, context: int | None = None) -> Program:
+    """Import a file; `context` in tokens caps the positions (default: the model's, at most 8192).
+
+    Raises: ImportRefused if the file is damaged or of an unknown kind.
+    """
+    if not path.is_file():
+        raise ImportRefused(f"there is no file '{path}'", hint="give a Hugging Face folder or a .gguf file")
+    file = GgufFile.open(path)
+    name = str(file.metadata.get("general.architecture", ""))
+    family = gguf_family(name, str(path))
+    config = _config(file, name, family)
+    architecture = replace(architecture_of(family, config, context, str(path)), norm_offset=0.0)
+    architecture = _with_divisors(architecture, file)
+    checkpoint = Checkpoint(str(path), _weights(file, architecture))
+    return decoder_program(architecture, checkpoint, _assets(file))
+
+
+def _config(file: GgufFile, name: str, family: Family) -> dict[str, object]:
+    """Return the Hugging Face configuration that the metadata stand for."""
+    metadata = file.metadata
+    config: dict[str, object] = {
+        key: metadata[f"{name}.{theirs}"] for theirs, key in GGUF_KEYS.items() if f"{name}.{theirs}" in metadata
+    }
+    embedding = file.tensors.get("token_embd.weight")
+    if embedding is not None:
+        config["vocab_size"] = embedding.shape[0]
+    config["tie_word_embeddings"] = "output.weight" not in file.tensors
+    config["bos_token_id"] = metadata.get("tokenizer.ggml.bos_token_id")
+    config["eos_token_id"] = _stops(metadata)
+    config["rope_scaling"] = _scaling(metadata, name)
+    config["attention_bias"] = "blk.0.attn_output.bias" in file.tensors
+    if "sliding_window" in config:
+        config["use_sliding_window"] = True
+    if family.attention_scalar is not None:
+        config[family.attention_scalar] = _attention_scalar(config, family)
+    return config
+
+
+def _attention_scalar(config: Mapping[str, object], family: Family) -> object:
+    """Return Gemma's scale, which GGUF files leave out: the head's width, but in the 27B model hidden / heads."""
+    if config.get("num_hidden_layers") == GEMMA3_27B_LAYERS:
+        return int(str(config["hidden_size"])) // int(str(config["num_attention_heads"]))
+    return config.get("head_dim", family.defaults["head_dim"])
+
+
+def _stops(metadata: Mapping[str, object]) -> list[object]:
+    keys = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id")
+    found = [metadata[key] for key in keys if metadata.get(key) is not None]
+    return list(dict.fromkeys(found))
+
+
+def _scaling(metadata: Mapping[str, object], name: str) -> dict[str, object] | None:
+    kind = metadata.get(f"{name}.rope.scaling.type", "none")
+    if kind == "none":
+        return None
+    return {"rope_type": kind, "factor": metadata.get(f"{name}.rope.scaling.factor", 1.0)}
+
+
+def _with_divisors(architecture: Architecture, file: GgufFile) -> Architecture:
+    """Take the frequencies' own divisors if the file has them (Llama 3)."""
+    tensor = file.tensors.get(ROPE_DIVISORS)
+    if tensor is None:
+        return architecture
+    half = architecture.config.head_dim // 2
+    if tensor.shape != (half,):
+        raise ImportRefused(
+            f"tensor '{ROPE_DIVISORS}' has shape {list(tensor.shape)}, the configuration asks for [{half}]",
+            where=str(file.path),
+            hint="fetch the file again",
+        )
+    divisors = tuple(float(value) for value in tensor.dequantized())
+    return replace(architecture, rope=Rope(architecture.rope.theta, divisors=divisors))
+
+
+def _weights(file: GgufFile, architecture: Architecture) -> dict[str, Weight]:
+    weights: dict[str, Weight] = {}
+    for tensor in file.tensors.values():
+        name = _their_name(tensor.name, architecture.family)
+        if name is not None:
+            weights[name] = tensor.weight(_row_order(tensor, architecture))
+    return weights
+
+
+def _their_name(name: str, family: Family) -> str | None:
+    """Return a tensor's Hugging Face name; None if a decoder has no use for it."""
+    stem, _, kind = name.rpartition(".")
+    if stem in GGUF_TENSORS:
+        return f"{GGUF_TENSORS[stem]}.{kind}"
+    if not stem.startswith("blk."):
+        return None
+    _, layer, inner = stem.split(".", 2)
+    names = {**GGUF_LAYER_TENSORS, **GGUF_SANDWICH_TENSORS} if family.sandwich_norms else GGUF_LAYER_TENSORS
+    return f"model.layers.{layer}.{names.get(inner, inner)}.{kind}"
+
+
+def _row_order(tensor: Tensor, architecture: Architecture) -> Rows | None:
+    """Return where each row of q and k is found in a file that interleaves the halves of a head."""
+    if not architecture.family.permuted_gguf:
+        return None
+    config = architecture.config
+    for part, heads in (("attn_q.", config.heads), ("attn_k.", config.kv_heads)):
+        if f".{part}" in tensor.name and tensor.shape[0] == heads * config.head_dim:
+            rows = np.arange(tensor.shape[0], dtype=np.int64)
+            return rows.reshape(heads, config.head_dim // 2, 2).swapaxes(1, 2).reshape(-1)
+    return None
+
+
+def _assets(file: GgufFile) -> Assets:
+    texts = gguf_texts(file)
+    licence = file.metadata.get("general.license")
+    return Assets(
+        tokenizer_json=texts.tokenizer_json,
+        chat_template=texts.chat_template,
+        special_tokens=texts.special_tokens,
+        licence=str(licence) if licence is not None else None,
+        provenance={file.path.name: sha256(file.path)},
+    )

@@ -1,0 +1,23 @@
+"""A model's path becomes a Program, whichever way its files are laid out."""
+
+from pathlib import Path
+
+from tokc.errors import ImportRefused
+from tokc.importers.folder import CONFIG, load_folder
+from tokc.importers.gguf import load_gguf
+from tokc.ir.program import Program
+
+
+def import_model(path: Path | str, context: int | None = None) -> Program:
+    """Import a Hugging Face folder, a .gguf file, or a folder that holds just one; `context` in tokens.
+
+    Raises: ImportRefused if there is no model at `path`.
+    """
+    path = Path(path)
+    if path.is_file():
+        return load_gguf(path, context)
+    files = sorted(path.glob("*.gguf")) if path.is_dir() and not (path / CONFIG).is_file() else []
+    if len(files) > 1:
+        names = ", ".join(file.name for file in files)
+        raise ImportRefused(f"the folder holds several GGUF files: {names}", where=str(path), hint="name one of them")
+    return load_gguf(files[0], context) if files else load_folder(path, context)
