@@ -142,6 +142,7 @@ class _Relayout:
         tail = _tail(node)
         self.graph.insert_before(tail, [rotate, attend])
         tail.outputs[0].shape = rotate.outputs[0].shape
+        tail.outputs[0].type = rotate.outputs[0].type
         ir.convenience.replace_nodes_and_values(self.graph, tail, [tail], [], tail.outputs, attend.outputs)
 
     def _rotated(self, node: ir.Node, value: ir.Value | None) -> _Rotated:
