@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
+from tokc.ir.inference import annotate_shapes
 from tokc.ir.ops import make_node
 from tokc.ir.program import Program
 
@@ -63,6 +64,7 @@ def rewrite(program: Program, rule: Rule) -> Program:
     """Apply a rule at every node, in order; return the very same program if it never fires."""
     copy = program.copy()
     graph, fired = copy.graph, False
+    annotate_shapes(graph)
     for node in list(graph):
         if node.graph is None:
             continue  # an earlier rewrite removed it
@@ -74,7 +76,10 @@ def rewrite(program: Program, rule: Rule) -> Program:
             collected = _remarks.get()
             if collected is not None:
                 collected.append(answer)
-    return copy if fired else program
+    if not fired:
+        return program
+    annotate_shapes(graph)
+    return copy
 
 
 def _apply(graph: ir.Graph, anchor: ir.Node, change: Rewrite) -> None:
