@@ -1,0 +1,87 @@
+"""Quantized linear: y = xhat @ ((q - zero) * scale + offset).T + bias, with int8 activations.
+
+Per group of 32 columns the products are summed in integers, exactly; the groups are added in f32 in ascending
+order. So an element's bits do not depend on how many rows there are, on its place in a tile, or on the thread.
+
+The weight is cut into tiles of `lanes` output rows. A tile holds, each part at a multiple of 64 bytes:
+    scales  f16[groups, lanes]
+    offsets f16[groups, lanes]   (asymmetric grids only)
+    quants  int4: u8[groups, 4, lanes, 4], low nibbles are columns 8j..8j+3 of the group, high ones 8j+4..8j+7
+            int8: u8[groups, 8, lanes, 4], stored + 128 where the ISA multiplies unsigned by signed bytes
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from tokc.targets.cpu.isa import Isa
+
+GROUP = 32
+L2_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class QuantLinear:
+    """y f32[rows, n] of xq i8[rows, k]; `bits` 4 or 8; int8 is symmetric."""
+
+    isa: Isa
+    n: int
+    k: int
+    bits: int
+    symmetric: bool
+    bias: bool
+    y_stride: int
+
+    @property
+    def symbol(self) -> str:
+        """Return the C symbol."""
+        grid = "s" if self.symmetric else "a"
+        return f"quant_linear_{self.n}x{self.k}_q{self.bits}{grid}{'_bias' if self.bias else ''}_{self.y_stride}"
+
+    @property
+    def args(self) -> tuple[str, ...]:
+        """Return the pointer arguments."""
+        return ("w", "xq", "xs", "xsum", *(("bias",) if self.bias else ()), "y")
+
+    @property
+    def groups(self) -> int:
+        """Return how many groups a row has."""
+        return self.k // GROUP
+
+    @property
+    def tiles(self) -> int:
+        """Return how many tiles of output rows there are."""
+        return -(-self.n // self.isa.lanes)
+
+    @property
+    def scale_bytes(self) -> int:
+        """Return the size of a tile's scales."""
+        return -(-self.groups * self.isa.lanes * 2 // 64) * 64
+
+    @property
+    def quants_at(self) -> int:
+        """Return where a tile's quants begin."""
+        return self.scale_bytes * (1 if self.symmetric else 2)
+
+    @property
+    def vectors(self) -> int:
+        """Return how many vectors of quants a group has."""
+        return self.bits
+
+    @property
+    def tile_bytes(self) -> int:
+        """Return the size of a tile."""
+        size = self.quants_at + self.groups * self.vectors * 4 * self.isa.lanes
+        return -(-size // 64) * 64
+
+    @property
+    def stored_zero(self) -> int:
+        """Return what a stored quant of value 0 reads as, where it is not kept in the offset."""
+        if self.bits == 4:  # noqa: PLR2004 - the nibbles' middle
+            return 8 if self.symmetric else 0
+        return 128 if self.isa.dot in {"vpdpbusd", "usdot"} else 0
+
+    def build(self) -> Any:
+        """Return the PrimFunc."""
+        from tokc.targets.cpu.kernels.quant_linear_tile import build
+
+        return build(self)

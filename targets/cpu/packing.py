@@ -1,0 +1,78 @@
+"""Packs weights into the tiles that the linear kernels read."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tokc.errors import TargetRefused
+from tokc.targets.cpu.kernels.linear import Linear
+from tokc.targets.cpu.kernels.quant_linear import GROUP, QuantLinear
+
+Array = npt.NDArray[Any]
+SLAB_TILES = 256
+LEAST_SIGNED = -127
+
+
+def packed_bytes(spec: QuantLinear | Linear) -> int:
+    """Return the size of a packed weight."""
+    return spec.tiles * spec.tile_bytes
+
+
+def pack_quant(q: Array, scale: Array, offset: Array | None, spec: QuantLinear) -> npt.NDArray[np.uint8]:
+    """Pack quants [n, k] and per-group scales and offsets [n, k / group size] into the kernel's tiles.
+
+    A group size above 32 repeats its scale. Works through slabs of tiles, so that the extra memory stays small.
+    """
+    assert q.shape == (spec.n, spec.k), f"quants are {q.shape}, the kernel takes {(spec.n, spec.k)}"
+    lanes = spec.isa.lanes
+    out = np.zeros((spec.tiles, spec.tile_bytes), np.uint8)
+    for first in range(0, spec.tiles, SLAB_TILES):
+        slab = out[first : first + SLAB_TILES]
+        rows = slice(first * lanes, (first + len(slab)) * lanes)
+        _scales(slab, scale[rows], spec, 0)
+        if offset is not None:
+            _scales(slab, offset[rows], spec, spec.scale_bytes)
+        size = spec.groups * spec.vectors * 4 * lanes
+        slab[:, spec.quants_at : spec.quants_at + size] = _quants(q[rows], len(slab), spec)
+    return out.reshape(-1)
+
+
+def pack_linear(w: Array, spec: Linear) -> npt.NDArray[np.float32]:
+    """Pack f32 [n, k] into panels [n / panel, k, panel]."""
+    assert w.shape == (spec.n, spec.k), f"the weight is {w.shape}, the kernel takes {(spec.n, spec.k)}"
+    out = np.zeros((spec.tiles, spec.k, spec.panel), np.float32)
+    whole = spec.n // spec.panel
+    out[:whole] = w[: whole * spec.panel].reshape(whole, spec.panel, spec.k).transpose(0, 2, 1)
+    if whole < spec.tiles:
+        out[whole, :, : spec.n - whole * spec.panel] = w[whole * spec.panel :].T
+    return out.reshape(-1)
+
+
+def _padded(rows: Array, count: int) -> Array:
+    return rows if len(rows) == count else np.pad(rows, ((0, count - len(rows)), (0, 0)))
+
+
+def _scales(slab: Array, values: Array, spec: QuantLinear, at: int) -> None:
+    lanes, per_group = spec.isa.lanes, -(-spec.groups // values.shape[1])
+    spread = np.repeat(values.astype(np.float16), per_group, axis=1)[:, : spec.groups]
+    tiles = _padded(spread, len(slab) * lanes).reshape(len(slab), lanes, spec.groups).transpose(0, 2, 1)
+    data = np.ascontiguousarray(tiles).reshape(len(slab), -1).view(np.uint8)
+    slab[:, at : at + data.shape[1]] = data
+
+
+def _quants(q: Array, tiles: int, spec: QuantLinear) -> Array:
+    lanes = spec.isa.lanes
+    values = _padded(q, tiles * lanes)
+    if spec.bits == 4:  # noqa: PLR2004 - two a byte
+        parts = values.astype(np.uint8).reshape(tiles, lanes, spec.groups, 4, 2, 4).transpose(0, 2, 3, 4, 1, 5)
+        packed = parts[:, :, :, 0] | (parts[:, :, :, 1] << 4)
+    else:
+        if spec.isa.dot == "pmaddubsw" and values.size and int(values.min()) < LEAST_SIGNED:
+            raise TargetRefused(
+                f"an int8 weight holds -128, which '{spec.isa.name}' cannot multiply exactly",
+                hint="quantize it to [-127, 127], or build for a CPU with VNNI",
+            )
+        stored = (values.astype(np.int16) + spec.stored_zero).astype(np.uint8)
+        packed = stored.reshape(tiles, lanes, spec.groups, GROUP // 4, 4).transpose(0, 2, 3, 1, 4)
+    return np.ascontiguousarray(packed).reshape(tiles, -1)
