@@ -10,8 +10,9 @@ import onnx_ir as ir
 import pytest
 
 from tests.passes.tiny import tiny_program
+from tokc.differential import DifferentialCheck
 from tokc.errors import PassFailed, VerifyFailed
-from tokc.instruments import DifferentialCheck, DumpIr, Instruments, Ledger, PrintAfter, Timer, VerifyEach
+from tokc.instruments import DumpIr, Instruments, Ledger, PrintAfter, Timer, VerifyEach
 from tokc.ir import text
 from tokc.ir.program import Program
 from tokc.passes.kv_layout import KvLayout
