@@ -59,7 +59,7 @@ def tiny_model(family: str, *, seed: int = 0, **overrides: Any) -> Any:
 def tiny_folder(
     family: str, path: Path, *, seed: int = 0, dtype: str = "float32", shard: str = "1GB", **overrides: Any
 ) -> Path:
-    """Save a tiny model to a folder and return the folder; `shard` is the most bytes a weight file may have."""
+    """Save a tiny model to a folder and return the folder; `shard` limits a weight file's size."""
     import torch
 
     model = tiny_model(family, seed=seed, **overrides).to(getattr(torch, dtype))

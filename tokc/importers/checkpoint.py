@@ -1,7 +1,7 @@
 """Weights that are read when they are asked for, and safetensors files as a source of them.
 
-A `Dense` weight is one f32 tensor. A `Grid` weight stays packed as its file packs it. Both point into the mapped
-file, so a checkpoint of any size costs address space, not memory.
+A `Dense` weight is one f32 tensor. A `Grid` weight stays packed as its file packs it. Both point into the
+mapped file, so a checkpoint of any size costs address space, not memory.
 """
 
 import json
@@ -27,6 +27,11 @@ LENGTH_BYTES = 8
 HEADER_LIMIT_BYTES = 100 << 20  # as the safetensors library has it
 
 
+def static(tensor: ir.TensorProtocol) -> tuple[int, ...]:
+    """Return a tensor's shape; all of a tensor's dimensions are numbers."""
+    return tuple(int(str(size)) for size in tensor.shape)
+
+
 @dataclass(frozen=True)
 class Dense:
     """Hold a weight in f32, [out, in] or [width]."""
@@ -36,12 +41,15 @@ class Dense:
     @property
     def shape(self) -> tuple[int, ...]:
         """Return the weight's shape."""
-        return tuple(int(size) for size in self.tensor.shape)
+        return static(self.tensor)
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Hold a weight on a grid: ``w = (q - zero_point) * scale (+ offset)``; q [out, in], scale, offset [out, blocks]."""
+    """Hold a weight on a grid: ``w = (q - zero_point) * scale (+ offset)``.
+
+    Shapes: q [out, in]; scale, offset [out, blocks].
+    """
 
     q: ir.TensorProtocol
     scale: ir.TensorProtocol
@@ -52,7 +60,7 @@ class Grid:
     @property
     def shape(self) -> tuple[int, ...]:
         """Return the weight's shape."""
-        return tuple(int(size) for size in self.q.shape)
+        return static(self.q)
 
 
 Weight = Dense | Grid
@@ -60,7 +68,7 @@ Weight = Dense | Grid
 
 @dataclass
 class Checkpoint:
-    """Hand out weights by their Hugging Face names and remember which were asked for; `origin` is for messages."""
+    """Hand out weights by their Hugging Face names and remember which were asked for."""
 
     origin: str
     weights: Mapping[str, Weight]
@@ -96,7 +104,9 @@ class Checkpoint:
         return sorted(set(self.weights) - self._taken)
 
 
-def lazy(compute: Callable[[], npt.NDArray[np.generic]], dtype: ir.DataType, shape: tuple[int, ...]) -> ir.LazyTensor:
+def lazy(
+    compute: Callable[[], npt.NDArray[np.generic]], dtype: ir.DataType, shape: tuple[int, ...]
+) -> ir.LazyTensor:
     """Return a tensor that is computed anew each time it is read."""
     return ir.LazyTensor(lambda: ir.Tensor(compute(), dtype=dtype), dtype=dtype, shape=ir.Shape(shape))
 
@@ -134,7 +144,9 @@ def read_json(path: Path) -> dict[str, object]:
             f"'{path.name}' cannot be read: {error}", where=str(path), hint="fetch the file again"
         ) from error
     if not isinstance(value, dict):
-        raise ImportRefused(f"'{path.name}' is not a JSON object", where=str(path), hint="fetch the file again")
+        raise ImportRefused(
+            f"'{path.name}' is not a JSON object", where=str(path), hint="fetch the file again"
+        )
     return cast("dict[str, object]", value)
 
 
@@ -144,7 +156,9 @@ def _files(folder: Path) -> list[Path]:
         single = folder / SINGLE_FILE
         if single.is_file():
             return [single]
-        raise ImportRefused(_no_weights(folder), where=str(folder), hint="tokc reads .safetensors and .gguf weights")
+        raise ImportRefused(
+            _no_weights(folder), where=str(folder), hint="tokc reads .safetensors and .gguf weights"
+        )
     shards = read_json(index).get("weight_map")
     if not isinstance(shards, dict):
         raise ImportRefused("the index has no 'weight_map'", where=str(index), hint="fetch the file again")
@@ -152,7 +166,9 @@ def _files(folder: Path) -> list[Path]:
     for path in paths:
         if path.parent != folder or not path.is_file():
             raise ImportRefused(
-                f"shard '{path.name}' is missing", where=str(index), hint="fetch the missing file into the folder"
+                f"shard '{path.name}' is missing",
+                where=str(index),
+                hint="fetch the missing file into the folder",
             )
     return paths
 
@@ -201,9 +217,13 @@ def _array(path: Path, name: str, entry: object, data: MappedBytes) -> npt.NDArr
     start, stop = entry["data_offsets"]
     shape = tuple(entry["shape"])
     if stop > data.size:
-        raise _damaged(path, f"it is truncated: tensor '{name}' ends {stop - data.size} bytes past the file's end")
+        raise _damaged(
+            path, f"it is truncated: tensor '{name}' ends {stop - data.size} bytes past the file's end"
+        )
     if stop - start != int(np.prod(shape, dtype=np.int64)) * dtype.itemsize:
-        raise _damaged(path, f"tensor '{name}' has {stop - start} bytes, which do not fit its shape {list(shape)}")
+        raise _damaged(
+            path, f"tensor '{name}' has {stop - start} bytes, which do not fit its shape {list(shape)}"
+        )
     return data[start:stop].view(dtype).reshape(shape)
 
 

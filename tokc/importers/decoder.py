@@ -1,6 +1,7 @@
 """An architecture and its weights become a Program in batch form, spelled in standard ops.
 
-The graph is decomposed on purpose: fusing is the passes' work, and each fusion is checked against this spelling.
+The graph is decomposed on purpose: fusing is the passes' work, and each fusion is checked against this
+spelling.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,7 @@ import onnx_ir as ir
 
 from tokc.errors import ImportRefused
 from tokc.importers.architecture import Architecture
-from tokc.importers.checkpoint import Checkpoint, Dense, Grid, Weight, shifted
+from tokc.importers.checkpoint import Checkpoint, Dense, Grid, Weight, shifted, static
 from tokc.ir.ops import DOMAIN, DOMAIN_VERSION, make_node
 from tokc.ir.program import IR_VERSION, OPSET, Assets, Program
 
@@ -31,11 +32,14 @@ def decoder_program(architecture: Architecture, checkpoint: Checkpoint, assets: 
 
 
 def _refuse_leftovers(checkpoint: Checkpoint, architecture: Architecture) -> None:
-    """Refuse a checkpoint whose layers hold tensors that the decoder does not use: it is of another architecture."""
-    names = [name for name in checkpoint.left() if name.startswith("model.layers.") and not name.endswith(IGNORED)]
+    """Refuse a checkpoint whose layers hold tensors that the decoder does not use: it is another model's."""
+    names = [
+        name for name in checkpoint.left() if name.startswith("model.layers.") and not name.endswith(IGNORED)
+    ]
     if names:
+        more = f" (nor have {len(names) - 1} more)" if len(names) > 1 else ""
         raise ImportRefused(
-            f"tensor '{names[0]}' and {len(names) - 1} more have no place in the '{architecture.family.name}' family",
+            f"tensor '{names[0]}' has no place in family '{architecture.family.name}'{more}",
             where=checkpoint.origin,
             hint="the configuration may state too few layers, or another architecture than the weights have",
         )
@@ -83,7 +87,11 @@ class _Builder:
         return self.config.vocab, self.config.hidden
 
     def _layer(self, x: ir.Value, layer: int) -> ir.Value:
-        prefix, hidden, sandwich = f"model.layers.{layer}.", self.config.hidden, self.arch.family.sandwich_norms
+        prefix, hidden, sandwich = (
+            f"model.layers.{layer}.",
+            self.config.hidden,
+            self.arch.family.sandwich_norms,
+        )
         attended = self._attention(self.norm(x, prefix + "input_layernorm.weight", hidden), layer)
         if sandwich:
             attended = self.norm(attended, prefix + "post_attention_layernorm.weight", hidden)
@@ -135,7 +143,9 @@ class _Builder:
 
     def _cached(self, new: ir.Value, layer: int, kind: str) -> ir.Value:
         shape = (self.config.kv_heads, self.config.head_dim)
-        past = _value(f"past_key_values.{layer}.{kind}", ir.DataType.FLOAT, ("batch", shape[0], "past", shape[1]))
+        past = _value(
+            f"past_key_values.{layer}.{kind}", ir.DataType.FLOAT, ("batch", shape[0], "past", shape[1])
+        )
         self.inputs[str(past.name)] = past
         present = self.op("Concat", [past, new], {"axis": 2})
         present.name = f"present.{layer}.{kind}"
@@ -222,7 +232,9 @@ class _Builder:
 
     def _initializer(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
         tensor.name = name
-        value = ir.Value(name=name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+        value = ir.Value(
+            name=name, shape=ir.Shape(static(tensor)), type=ir.TensorType(tensor.dtype), const_value=tensor
+        )
         self.initializers[name] = value
         return value
 

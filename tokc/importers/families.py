@@ -1,7 +1,8 @@
 """The model families that tokc reads, a row each, and the rules that tell one configuration from another.
 
-A row says how a family's decoder differs from Llama's. The values of a configuration (sizes, RoPE, windows) are
-read by `architecture.py`; a GGUF file's keys are renamed to those of a Hugging Face configuration by GGUF_KEYS.
+A row says how a family's decoder differs from Llama's. The values of a configuration (sizes, RoPE, windows)
+are read by `architecture.py`; a GGUF file's keys are renamed to those of a Hugging Face configuration by
+GGUF_KEYS.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,7 +24,9 @@ def _listed(config: Config, layers: int) -> tuple[int, ...] | None:
         return None
     window = integer(config, "sliding_window", 0)
     if len(kinds) != layers:
-        raise ImportRefused(f"'layer_types' lists {len(kinds)} layers of {layers}", hint="correct config.json")
+        raise ImportRefused(
+            f"'layer_types' lists {len(kinds)} layers of {layers}", hint="correct config.json"
+        )
     return tuple(window if kind == SLIDING else 0 for kind in kinds)
 
 
@@ -48,16 +51,18 @@ def late_windows(config: Config, layers: int) -> tuple[int, ...]:
 def interleaved_windows(config: Config, layers: int) -> tuple[int, ...]:
     """Leave every sixth layer without a window (Gemma 3)."""
     window, every = integer(config, "sliding_window", 4096), integer(config, "sliding_window_pattern", 6)
-    return _listed(config, layers) or tuple(0 if (layer + 1) % every == 0 else window for layer in range(layers))
+    return _listed(config, layers) or tuple(
+        0 if (layer + 1) % every == 0 else window for layer in range(layers)
+    )
 
 
 @dataclass(frozen=True)
 class Family:
     """State how a family's decoder differs from Llama's.
 
-    `norm_offset` is added to norm weights of Hugging Face files (GGUF files have it added); `attention_scalar` names
-    the value whose inverse square root scales the scores, the head's width if None; `permuted_gguf` says that GGUF
-    files store the rows of q and k in the order of interleaved rotation.
+    `norm_offset` is added to norm weights of Hugging Face files (GGUF files have it added);
+    `attention_scalar` names the value whose inverse square root scales the scores, the head's width if None;
+    `permuted_gguf` says that GGUF files store the rows of q and k in the order of interleaved rotation.
     """
 
     name: str
@@ -193,7 +198,9 @@ def family_of(config: Config, origin: str) -> Family:
     names = [str(name) for name in listed] if isinstance(listed, list) else []
     model_type = str(config.get("model_type", ""))
     for family in FAMILIES:
-        if any(name in family.architectures for name in names) or (not names and model_type in family.model_types):
+        if any(name in family.architectures for name in names) or (
+            not names and model_type in family.model_types
+        ):
             return family
     known = ", ".join(name for family in FAMILIES for name in family.architectures)
     raise ImportRefused(

@@ -84,7 +84,9 @@ def _licence(path: Path) -> str | None:
     card = path / "README.md"
     if not card.is_file():
         return None
-    found = re.search(r"^license: *(\S+) *$", card.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
+    found = re.search(
+        r"^license: *(\S+) *$", card.read_text(encoding="utf-8", errors="replace"), re.MULTILINE
+    )
     return found.group(1) if found else None
 
 

@@ -49,7 +49,9 @@ def _config(file: GgufFile, name: str, family: Family) -> dict[str, object]:
     """Return the Hugging Face configuration that the metadata stand for."""
     metadata = file.metadata
     config: dict[str, object] = {
-        key: metadata[f"{name}.{theirs}"] for theirs, key in GGUF_KEYS.items() if f"{name}.{theirs}" in metadata
+        key: metadata[f"{name}.{theirs}"]
+        for theirs, key in GGUF_KEYS.items()
+        if f"{name}.{theirs}" in metadata
     }
     embedding = file.tensors.get("token_embd.weight")
     if embedding is not None:
@@ -67,7 +69,7 @@ def _config(file: GgufFile, name: str, family: Family) -> dict[str, object]:
 
 
 def _attention_scalar(config: Mapping[str, object], family: Family) -> object:
-    """Return Gemma's scale, which GGUF files leave out: the head's width, but in the 27B model hidden / heads."""
+    """Return what Gemma scales by, which GGUF files leave out: dim, but hidden / heads in the 27B model."""
     if config.get("num_hidden_layers") == GEMMA3_27B_LAYERS:
         return int(str(config["hidden_size"])) // int(str(config["num_attention_heads"]))
     return config.get("head_dim", family.defaults["head_dim"])

@@ -1,7 +1,7 @@
 """GGUF files: the metadata, and the tensors as lazy weights.
 
-The header is read here and not by the `gguf` package, whose reader takes seconds for a large vocabulary and lets
-numpy complain about truncated files. The package's tables and dequantizers are used for the tensors.
+The header is read here and not by the `gguf` package, whose reader takes seconds for a large vocabulary and
+lets numpy complain about truncated files. The package's tables and dequantizers are used for the tensors.
 """
 
 import struct
@@ -14,11 +14,11 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
+from gguf import GGMLQuantizationType as Quantization
 
 from tokc.errors import ImportRefused
 from tokc.importers.checkpoint import Dense, Grid, MappedBytes, Weight, lazy
 
-Quantization = gguf.GGMLQuantizationType
 Metadata = Mapping[str, object]
 Rows = npt.NDArray[np.int64]
 
@@ -27,14 +27,26 @@ VERSIONS = (2, 3)
 ALIGNMENT = 32
 BLOCK = 32
 # value type -> struct format; 8 is a string, 9 an array
-SCALARS: Mapping[int, str] = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+SCALARS: Mapping[int, str] = {
+    0: "B",
+    1: "b",
+    2: "H",
+    3: "h",
+    4: "I",
+    5: "i",
+    6: "f",
+    7: "?",
+    10: "Q",
+    11: "q",
+    12: "d",
+}
 STRING, ARRAY = 8, 9
 SCALE_BYTES: Mapping[Quantization, int] = {Quantization.Q4_0: 2, Quantization.Q4_1: 4, Quantization.Q8_0: 2}
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """Describe a tensor of a file: `shape` with the widest stride first, `data` its bytes, [rows, bytes of a row]."""
+    """Describe a tensor: `shape` with the widest stride first, `data` its bytes, [rows, bytes of a row]."""
 
     name: str
     shape: tuple[int, ...]
@@ -42,8 +54,8 @@ class Tensor:
     data: MappedBytes
 
     def weight(self, order: Rows | None = None) -> Weight:
-        """Return the weight, its rows taken in `order`; kept packed if its grid is one that tokc computes with."""
-        if self.kind in SCALE_BYTES and len(self.shape) == 2:  # noqa: PLR2004
+        """Return the weight, its rows taken in `order`; packed still if tokc computes on its grid."""
+        if self.kind in SCALE_BYTES and len(self.shape) == 2:
             return self._grid(order)
         if self.kind is Quantization.F32 and order is None:
             return Dense(ir.Tensor(self.data.view(np.float32).reshape(self.shape), dtype=ir.DataType.FLOAT))
@@ -108,9 +120,15 @@ class GgufFile:
 
         Raises: ImportRefused if it is no GGUF file, or truncated.
         """
-        data = np.asarray(np.memmap(path, dtype=np.uint8, mode="r")) if path.stat().st_size else np.empty(0, np.uint8)
+        data = (
+            np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
+            if path.stat().st_size
+            else np.empty(0, np.uint8)
+        )
         if data[:4].tobytes() != MAGIC:
-            raise ImportRefused(f"'{path.name}' is not a GGUF file", where=str(path), hint="fetch the file again")
+            raise ImportRefused(
+                f"'{path.name}' is not a GGUF file", where=str(path), hint="fetch the file again"
+            )
         try:
             return _Header(path, data).parse()
         except (struct.error, UnicodeDecodeError, OverflowError) as error:
@@ -126,7 +144,7 @@ class _Header:
 
     def __init__(self, path: Path, data: MappedBytes) -> None:
         self.path, self.data, self.at = path, data, len(MAGIC)
-        self.view = memoryview(data)
+        self.view = memoryview(data.data)
 
     def parse(self) -> GgufFile:
         version = int(self._number("I"))
@@ -149,7 +167,9 @@ class _Header:
     def _string(self) -> str:
         length = int(self._number("Q"))
         if length > len(self.data) - self.at:
-            raise struct.error(f"a text of {length} bytes begins {len(self.data) - self.at} bytes before the end")
+            raise struct.error(
+                f"a text of {length} bytes begins {len(self.data) - self.at} bytes before the end"
+            )
         text = self.data[self.at : self.at + length].tobytes()
         self.at += length
         return text.decode("utf-8", errors="replace")
@@ -170,7 +190,9 @@ class _Header:
         code = SCALARS[kind]
         size = struct.calcsize(code) * length
         if size > len(self.data) - self.at:
-            raise struct.error(f"an array of {size} bytes begins {len(self.data) - self.at} bytes before the end")
+            raise struct.error(
+                f"an array of {size} bytes begins {len(self.data) - self.at} bytes before the end"
+            )
         values = np.frombuffer(self.view, np.dtype(code).newbyteorder("<"), length, self.at)
         self.at += size
         return list(values.tolist())
@@ -190,7 +212,9 @@ class _Header:
         rows = int(np.prod(shape[:-1], dtype=np.int64))
         begin, end = start + offset, start + offset + rows * row_bytes
         if shape[-1] % block:
-            raise self._refused(f"rows of tensor '{name}' have {shape[-1]} elements, no whole blocks of {block}")
+            raise self._refused(
+                f"rows of tensor '{name}' have {shape[-1]} elements, no whole blocks of {block}"
+            )
         if end > len(self.data):
             raise self._refused(
                 f"it is truncated: tensor '{name}' ends {end - len(self.data)} bytes past the file's end"

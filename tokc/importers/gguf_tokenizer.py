@@ -1,8 +1,8 @@
 """A tokenizer built from GGUF metadata with the tokenizers library.
 
-Built here rather than by transformers' own GGUF converter because that one has no row for "smollm" (it splits digits
-otherwise than the model was trained with), and because it costs an import of transformers.
-The split patterns are those of llama.cpp's `llama-vocab.cpp` and of the models' own `tokenizer.json`.
+Built here rather than by transformers' own GGUF converter because that one has no row for "smollm" (it splits
+digits otherwise than the model was trained with), and because it costs an import of transformers. The split
+patterns are those of llama.cpp's `llama-vocab.cpp` and of the models' own `tokenizer.json`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -40,7 +40,11 @@ _TEKKEN = (
 
 @dataclass(frozen=True)
 class Split:
-    """State how a byte-level vocabulary cuts text before merging; `single_digits` first takes digits one by one."""
+    """State how a byte-level vocabulary cuts text before merging.
+
+    `single_digits` takes digits one by one first; `composed` normalizes to NFC; `whole_words` looks a piece up
+    before merging; `begins` says that the begin token is added unless the file says otherwise.
+    """
 
     pattern: str
     single_digits: bool = False
@@ -145,7 +149,9 @@ def _gemma(_: GgufFile, tokens: list[str]) -> tuple[Tokenizer, bool]:
     tokenizer = _pieces(tokens, {token: -float(index) for index, token in enumerate(tokens)})
     tokenizer.normalizer = normalizers.Replace(" ", SPACE)
     tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", behavior="merged_with_previous")
-    tokenizer.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
     return tokenizer, True
 
 
@@ -158,7 +164,7 @@ def _pieces(tokens: list[str], scores: Mapping[str, float]) -> Tokenizer:
 
 def _merges(vocabulary: Mapping[str, int], scores: Mapping[str, float]) -> list[tuple[str, str]]:
     """Recover the merges of a scored vocabulary: every way to cut a piece into two, the best pieces first."""
-    found = []
+    found: list[tuple[float, str, str]] = []
     for piece, score in scores.items():
         cuts = [(piece[:at], piece[at:]) for at in range(1, len(piece))]
         known = [(left, right) for left, right in cuts if left in vocabulary and right in vocabulary]
@@ -181,10 +187,10 @@ def _add_special(tokenizer: Tokenizer, tokens: Sequence[str], metadata: Metadata
     if not isinstance(kinds, list):
         return
     marked = list(zip(tokens, kinds, strict=True))
-    control = [AddedToken(token, normalized=False, special=True) for token, kind in marked if kind == CONTROL]
-    defined = [AddedToken(token, normalized=False, special=False) for token, kind in marked if kind == USER_DEFINED]
-    tokenizer.add_special_tokens(control)
-    tokenizer.add_tokens([token for token in defined if tokenizer.token_to_id(token.content) is not None])
+    for token, kind in marked:
+        if kind in {CONTROL, USER_DEFINED} and tokenizer.token_to_id(token) is not None:
+            added = AddedToken(token, normalized=False, special=kind == CONTROL)
+            (tokenizer.add_special_tokens if added.special else tokenizer.add_tokens)([added])
 
 
 def _frame(tokenizer: Tokenizer, tokens: Sequence[str], metadata: Metadata, *, begins: bool) -> None:
@@ -196,7 +202,7 @@ def _frame(tokenizer: Tokenizer, tokens: Sequence[str], metadata: Metadata, *, b
     if not before and not after:
         return
     single = [*before, "$A", *after]
-    pair = [*before, "$A", *after, *(f"{token}:1" for token in before), "$B:1", *(f"{token}:1" for token in after)]
+    pair = [*single, *(f"{token}:1" for token in before), "$B:1", *(f"{token}:1" for token in after)]
     used = dict.fromkeys([*before, *after])
     tokenizer.post_processor = processors.TemplateProcessing(
         single=single, pair=pair, special_tokens=[(token, tokenizer.token_to_id(token)) for token in used]

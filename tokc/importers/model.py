@@ -19,5 +19,6 @@ def import_model(path: Path | str, context: int | None = None) -> Program:
     files = sorted(path.glob("*.gguf")) if path.is_dir() and not (path / CONFIG).is_file() else []
     if len(files) > 1:
         names = ", ".join(file.name for file in files)
-        raise ImportRefused(f"the folder holds several GGUF files: {names}", where=str(path), hint="name one of them")
+        problem = f"the folder holds several GGUF files: {names}"
+        raise ImportRefused(problem, where=str(path), hint="name one of them")
     return load_gguf(files[0], context) if files else load_folder(path, context)

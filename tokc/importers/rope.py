@@ -43,11 +43,11 @@ class Rope:
 
     def _frequencies(self, dim: int) -> F32Array:
         exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
-        frequencies: F32Array = np.float32(1) / np.power(np.float32(self.theta), exponents)
+        frequencies = np.asarray(np.float32(1) / np.float32(self.theta) ** exponents, dtype=np.float32)
         if self.divisors is not None:
-            return frequencies / np.asarray(self.divisors, dtype=np.float32)
+            return np.asarray(frequencies / np.asarray(self.divisors, dtype=np.float32))
         if self.llama3 is None:
-            return frequencies / np.float32(self.factor)
+            return np.asarray(frequencies / np.float32(self.factor))
         return self._stretched(frequencies, self.llama3)
 
     def _stretched(self, frequencies: F32Array, scaling: Llama3Scaling) -> F32Array:
@@ -57,26 +57,31 @@ class Rope:
         blended = (1 - smooth) * frequencies / self.factor + smooth * frequencies
         slow = np.where(wavelengths > scaling.original_context / low, frequencies / self.factor, blended)
         kept = np.where(wavelengths < scaling.original_context / high, frequencies, slow)
-        return kept.astype(np.float32)
+        return np.asarray(kept, dtype=np.float32)
 
 
 def ropes_of(config: Config, local_theta: float | None, origin: str) -> tuple[Rope, Rope]:
-    """Return the embedding of the full layers and of the sliding ones; both are one unless `local_theta` is given.
+    """Return the embedding of the full layers and of the sliding ones, one for both without `local_theta`.
 
     Reads `rope_parameters`, flat or one a layer type, and the older `rope_theta`, `rope_scaling` and
     `rope_local_base_freq`. Raises: ImportRefused for a kind of scaling that is not supported.
     """
-    parameters = config.get("rope_parameters") or {}
-    assert isinstance(parameters, Mapping), "rope_parameters is a JSON object"
-    full = parameters.get("full_attention", parameters)
-    scaling = full if full else config.get("rope_scaling") or {}
+    parameters = _section(config, "rope_parameters")
+    full = _section(parameters, "full_attention") if "full_attention" in parameters else parameters
     theta = number(full, "rope_theta", number(config, "rope_theta", 10_000.0))
-    rope = _scaled(theta, scaling, origin)
+    rope = _scaled(theta, full or _section(config, "rope_scaling"), origin)
     if local_theta is None:
         return rope, rope
-    local = parameters.get("sliding_attention") or {}
+    local = _section(parameters, "sliding_attention")
     theta = number(local, "rope_theta", number(config, "rope_local_base_freq", local_theta))
     return rope, _scaled(theta, local, origin)
+
+
+def _section(config: Config, key: str) -> Config:
+    value = config.get(key) or {}
+    if not isinstance(value, Mapping):
+        raise ImportRefused(f"'{key}' is '{value}', not an object", hint="correct config.json")
+    return value
 
 
 def _scaled(theta: float, scaling: Config, origin: str) -> Rope:

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
 
 from tokenizers import Tokenizer
 
@@ -35,7 +34,7 @@ def folder_texts(folder: Path) -> Texts:
 
 
 def checked(text: str, origin: str) -> str:
-    """Return a tokenizer's text without its defaults for truncation and padding, which are the caller's to choose.
+    """Return a tokenizer's text without its defaults for truncation and padding, which callers choose.
 
     Raises: ImportRefused if the tokenizers library cannot read it.
     """
@@ -49,7 +48,7 @@ def checked(text: str, origin: str) -> str:
         return text
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    return cast("str", tokenizer.to_str())
+    return tokenizer.to_str()
 
 
 def _tokenizer_json(folder: Path) -> str | None:
@@ -64,7 +63,7 @@ def _tokenizer_json(folder: Path) -> str | None:
 def _converted(folder: Path) -> str:
     """Convert an older tokenizer by transformers, which knows every kind."""
     try:
-        from transformers import AutoTokenizer  # noqa: PLC0415
+        from transformers import AutoTokenizer
 
         return checked(AutoTokenizer.from_pretrained(folder).backend_tokenizer.to_str(), str(folder))
     except (ImportError, ValueError, OSError, AttributeError) as error:
@@ -80,7 +79,9 @@ def _chat_template(folder: Path, config: Mapping[str, object]) -> str | None:
     if file.is_file():
         return file.read_text(encoding="utf-8")
     older = folder / "chat_template.json"
-    template = config.get("chat_template") or (read_json(older).get("chat_template") if older.is_file() else None)
+    template = config.get("chat_template")
+    if template is None and older.is_file():
+        template = read_json(older).get("chat_template")
     if isinstance(template, list):
         named = {entry["name"]: entry["template"] for entry in template if isinstance(entry, dict)}
         template = named.get("default")
@@ -98,4 +99,3 @@ def _content(token: object) -> str | None:
     if isinstance(token, dict):
         token = token.get("content")
     return token if isinstance(token, str) else None
-
