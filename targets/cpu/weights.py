@@ -12,11 +12,12 @@ from tokc.ir.program import Program
 from tokc.targets.cpu.isa import Isa
 from tokc.targets.cpu.kernels.embedding import Embedding, LinearEmbedding, QuantEmbedding
 from tokc.targets.cpu.kernels.linear import Linear
-from tokc.targets.cpu.kernels.quant_linear import QuantLinear
+from tokc.targets.cpu.kernels.quant_linear import GROUP, QuantLinear
 from tokc.targets.cpu.packing import pack_linear, pack_quant, packed_bytes
 
 Array = npt.NDArray[Any]
-ROW_ALIGNMENT = 64
+ROW_ALIGNMENT = 32
+MATRIX = 2
 
 
 class Weights:
@@ -149,7 +150,13 @@ def shape_of(value: ir.Value) -> tuple[int, ...]:
     source = given(producer.inputs[0]) if producer is not None else value
     if source.const_value is None:
         raise TargetRefused("the CPU target needs constant weights", where=f"value '{value.name}'")
-    return tuple(int(extent) for extent in source.const_value.shape.numpy())
+    shape = tuple(int(extent) for extent in source.const_value.shape.numpy())
+    if len(shape) == MATRIX and shape[1] % GROUP:
+        raise TargetRefused(
+            f"weight '{value.name}' has {shape[1]} columns; the CPU target takes multiples of {GROUP}",
+            hint="pad the model's hidden and intermediate sizes",
+        )
+    return shape
 
 
 def array(value: ir.Value) -> Array:

@@ -52,7 +52,11 @@ class Body:
             with self.arguments.share(self.spec.tiles) as tile:
                 with T.serial(0, full) as at:
                     self.tile(tile, first + at * self.rows_at_once, self.rows_at_once)
-                with T.serial(full * self.rows_at_once, count) as row:
+                done = T.Bind(full * self.rows_at_once)
+                half = self.rows_at_once // 2
+                with T.serial(0, (count - done) // half):
+                    self.tile(tile, first + done, half)
+                with T.serial(done + (count - done) // half * half, count) as row:
                     self.tile(tile, first + row, 1)
 
     def tile(self, tile: Expr, row: Expr, count: int) -> None:

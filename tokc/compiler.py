@@ -1,0 +1,244 @@
+"""From a model's files to an artifact: import, passes, lowering, writing."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+
+import tokc
+from tokc.artifact.writer import canonical_json, compact_json, write_files, write_safetensors, written_aside
+from tokc.errors import TokcError
+from tokc.importers import import_model
+from tokc.instruments import Instruments, LedgerEntry
+from tokc.ir.execute import onnx_bytes
+from tokc.ir.ops import node_cost
+from tokc.ir.program import KvDtype, Program
+from tokc.pipeline import Pipeline
+from tokc.runtime.manifest import FileInfo, KvInfo, LimitsInfo, Manifest, ModelInfo
+from tokc.targets.base import BoundTarget, Limits, Lowered, Precision
+from tokc.targets.table import named_target, runs_here
+
+Progress = Callable[[str], None]
+
+DEFAULT_PRECISION = Precision()
+
+WEIGHT_DTYPES = ("int4", "int8", "f32")
+KV_DTYPES: tuple[KvDtype, ...] = ("f16", "int8", "f32")
+WEIGHTS_FILE = "model.safetensors"
+MANIFEST = "manifest.json"
+PREFILL_TOKENS = 512
+DECODE_CONTEXT = 1024
+BASE_BYTES = 600 << 20
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to build: `passes` None takes the target's default; `context` None the model's, at most 8192 tokens."""
+
+    model: Path
+    target: str = "cpu"
+    precision: Precision = DEFAULT_PRECISION
+    passes: str | None = None
+    context: int | None = None
+    check: bool = True
+    dump_ir: Path | None = None
+    print_after: tuple[str, ...] = ()
+    stop_after: str | None = None
+
+
+@dataclass(frozen=True)
+class Build:
+    """What a build made; `path` is None when it stopped after a pass."""
+
+    path: Path | None
+    program: Program
+    ledger: tuple[LedgerEntry, ...]
+    pipeline: str
+
+    @property
+    def artifact(self) -> Path:
+        """Return the artifact's folder."""
+        if self.path is None:
+            raise TokcError("the build stopped before an artifact was written", hint="leave out --stop-after")
+        return self.path
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a build would do; bytes are predicted from the program's shapes."""
+
+    target: str
+    pipeline: str
+    model_bytes: int
+    weight_bytes: int
+    kv_bytes_per_token: int
+    build_peak_bytes: int
+
+
+def precision(dtype: str, kv_dtype: str | None) -> Precision:
+    """Return the precision that `dtype` (int4, int8, f32) and `kv_dtype` (default f32 for f32, else f16) name.
+
+    Raises: TokcError listing what is accepted.
+    """
+    if dtype not in WEIGHT_DTYPES:
+        raise TokcError(f"unknown dtype '{dtype}'; choose from {', '.join(WEIGHT_DTYPES)}")
+    kv = kv_dtype or ("f32" if dtype == "f32" else "f16")
+    for known in KV_DTYPES:
+        if kv == known:
+            return Precision(weights=dtype, kv=known)
+    raise TokcError(f"unknown kv dtype '{kv}'; choose from {', '.join(KV_DTYPES)}")
+
+
+def default_out(model: Path) -> Path:
+    """Return NAME.tokc in the working folder."""
+    name = model.stem if model.is_file() else model.resolve().name
+    return Path(f"{name}.tokc")
+
+
+def prepare(request: Request) -> tuple[BoundTarget, Pipeline]:
+    """Return the target and pipeline that a request names.
+
+    Raises: TokcError if either does not exist.
+    """
+    bound = named_target(request.target)
+    return bound, Pipeline.parse(request.passes or bound.target.pipeline(request.precision))
+
+
+def build(request: Request, out: Path, progress: Progress = lambda _: None) -> Build:
+    """Build the artifact `out`.
+
+    Raises: TokcError of the stage that refused; nothing is left at `out` then.
+    """
+    bound, pipeline = prepare(request)
+    progress(f"import {request.model}")
+    program = import_model(request.model, context=request.context)
+    instruments = Instruments(
+        check=request.check, dump_ir=request.dump_ir, print_after=request.print_after, progress=progress
+    )
+    program = instruments.run(pipeline, program, stop_after=request.stop_after)
+    if request.stop_after is not None:
+        return Build(None, program, instruments.ledger, str(pipeline))
+    progress(f"lower for {bound.name}")
+    lowered = bound.target.lower(program, bound.device, Limits(context=program.config.context))
+    with written_aside(out) as folder:
+        _write(folder, out.name.removesuffix(".tokc"), program, lowered, instruments, str(pipeline), progress)
+    return Build(out, program, instruments.ledger, str(pipeline))
+
+
+
+def estimate(request: Request) -> Estimate:
+    """Run the import and the passes' shapes only, and return what a build would take; nothing is written.
+
+    Raises: TokcError of the stage that refused.
+    """
+    bound, pipeline = prepare(request)
+    program = import_model(request.model, context=request.context)
+    model_bytes = program.weight_bytes()
+    program = Instruments(check=False).run(pipeline, program)
+    weight_bytes = program.weight_bytes()
+    return Estimate(
+        target=bound.name,
+        pipeline=str(pipeline),
+        model_bytes=model_bytes,
+        weight_bytes=weight_bytes,
+        kv_bytes_per_token=kv_bytes_per_token(program),
+        build_peak_bytes=weight_bytes + largest_tensor_bytes(program) * 3 + BASE_BYTES,
+    )
+
+
+def kv_bytes_per_token(program: Program) -> int:
+    """Return what one token takes in the cache of all layers; 0 before kv-layout."""
+    if program.kv is None:
+        return 0
+    config = program.config
+    per_head = {"f32": 4 * config.head_dim, "f16": 2 * config.head_dim, "int8": config.head_dim + 4}
+    return 2 * config.layers * config.kv_heads * per_head[program.kv.dtype]
+
+
+def largest_tensor_bytes(program: Program) -> int:
+    """Return the size of the largest weight as f32, the most that packing holds at once."""
+    sizes = [v.const_value.size for v in program.graph.initializers.values() if v.const_value is not None]
+    return 4 * max(sizes)
+
+
+def _write(
+    folder: Path, name: str, program: Program, lowered: Lowered, run: Instruments, pipeline: str, progress: Progress
+) -> None:
+    """Write every file of the artifact; the manifest, which hashes the others, comes last."""
+    digest = write_safetensors(folder / WEIGHTS_FILE, lowered.tensors, lambda tensor: progress(f"pack {tensor}"))
+    weights = FileInfo(sha256=digest, bytes=(folder / WEIGHTS_FILE).stat().st_size)
+    files = {
+        **lowered.files,
+        "plan.json": compact_json(lowered.plan.to_json()),
+        "plan.txt": str(lowered.plan).encode(),
+        "program.onnx": onnx_bytes(program),
+        "config.json": canonical_json(asdict(program.config)),
+        "generation_config.json": canonical_json(dict(program.assets.generation_config)),
+        "cost.json": canonical_json(work_of(program)),
+        **_texts(program),
+    }
+    entries = {WEIGHTS_FILE: weights, **write_files(folder, files)}
+    manifest = _manifest(name, program, lowered, pipeline)
+    if run.check and runs_here(lowered.info):
+        progress("check the lowered program against the last pass")
+        (folder / MANIFEST).write_bytes(canonical_json(replace(manifest, files=entries).to_json()))
+        run.check_lowered(folder, program)
+    quality = {"schema_version": 1, "pipeline": pipeline, "ledger": [stable(entry) for entry in run.ledger]}
+    entries |= write_files(folder, {"quality.json": canonical_json(quality)})
+    (folder / MANIFEST).write_bytes(canonical_json(replace(manifest, files=entries).to_json()))
+
+
+def stable(entry: LedgerEntry) -> dict[str, object]:
+    """Return a ledger entry as it is stored: without times, so that the same inputs give the same file."""
+    return {
+        key: float(f"{value:.6g}") if isinstance(value, float) else value
+        for key, value in entry.to_json().items()
+        if key not in {"seconds", "check_seconds"}
+    }
+
+
+def _texts(program: Program) -> dict[str, bytes]:
+    texts = {"tokenizer.json": program.assets.tokenizer_json, "chat_template.jinja": program.assets.chat_template}
+    return {name: text.encode() for name, text in texts.items() if text is not None}
+
+
+def _manifest(name: str, program: Program, lowered: Lowered, pipeline: str) -> Manifest:
+    config, kv = program.config, program.kv
+    if kv is None:
+        raise AssertionError("a lowered program has a cache layout")
+    names = {field.name for field in fields(ModelInfo)}
+    facts = {key: value for key, value in asdict(config).items() if key in names}
+    limits = lowered.plan.limits
+    return Manifest(
+        tokc_version=tokc.__version__,
+        name=name,
+        target=lowered.info,
+        model=ModelInfo(**facts, special_tokens=dict(program.assets.special_tokens)),
+        kv=KvInfo(kv.page, kv.dtype, config.layers, config.kv_heads, config.head_dim),
+        limits=LimitsInfo(limits["context"], limits["tokens"], limits["rows"]),
+        pipeline=pipeline,
+        licence=program.assets.licence,
+        provenance=dict(program.assets.provenance),
+    )
+
+
+def work_of(program: Program) -> dict[str, object]:
+    """Return the operations and bytes of a decode and a prefill step by kind of op, predicted from shapes."""
+    context = min(DECODE_CONTEXT, program.config.context)
+    prefill = min(PREFILL_TOKENS, program.config.context)
+    return {
+        "schema_version": 1,
+        "decode": {"tokens": 1, "context": context, "ops": _work(program, 1, context)},
+        "prefill": {"tokens": prefill, "context": prefill, "ops": _work(program, prefill, prefill)},
+    }
+
+
+def _work(program: Program, tokens: int, context: int) -> list[dict[str, object]]:
+    totals: dict[str, list[float]] = {}
+    for node in program.graph:
+        cost = node_cost(node, tokens=tokens, context=context)
+        row = totals.setdefault(node.op_type, [0, 0.0, 0.0])
+        row[0], row[1], row[2] = row[0] + 1, row[1] + cost.flops, row[2] + cost.bytes
+    return [
+        {"op": op, "count": count, "flops": flops, "bytes": moved}
+        for op, (count, flops, moved) in sorted(totals.items())
+    ]
