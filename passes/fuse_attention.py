@@ -6,7 +6,7 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from tokc.ir.program import Program
-from tokc.ir.rewrite import Answer, Missed, Rewrite, constant_input, made_by, only_reader, readers, rewrite, scalar
+from tokc.ir.rewrite import Answer, Missed, Rewrite, constant_input, made_by, only_reader, rewrite, scalar
 
 SWAP_LAST = (0, 1, 3, 2)
 LOWEST = -1e30  # a score below this stands for minus infinity
@@ -21,7 +21,7 @@ class FuseAttention:
             with ``key = Concat(past_key, k); value = Concat(past_value, v)``; repeat is for grouped heads only
     After:  ``y, key, value = Attention(q, k, v, mask, past_key, past_value)``
 
-    A Concat that the mask reads stays for the mask, which needs its length only.
+    The Concat of layer 0 stays for its mask, which needs its length only.
     Saves the scores' way through memory, ``4 * heads * tokens * context * 4`` bytes a layer, and the repeated cache.
     Exact up to the order of sums.
     """
@@ -68,17 +68,9 @@ def _attention(node: ir.Node, mask: ir.Value, scores: _Scores, keys: ir.Node, va
     (past_key, key), (past_value, value) = keys.inputs, values.inputs
     operands = [scores.query, key, value, mask, past_key, past_value]
     fused = ir.node("Attention", operands, {"scale": scores.scale}, num_outputs=3)
-    before = frozenset(one for made in (keys, values) for one in readers(made.outputs[0]) if _shapes_only(one))
     return Rewrite(
-        [fused],
-        dict(zip([node.outputs[0], keys.outputs[0], values.outputs[0]], fused.outputs, strict=True)),
-        keep=before,
+        [fused], dict(zip([node.outputs[0], keys.outputs[0], values.outputs[0]], fused.outputs, strict=True))
     )
-
-
-def _shapes_only(node: ir.Node) -> bool:
-    """Return whether a reader of the cache needs its length only; then it may come before the Attention."""
-    return (node.domain, node.op_type) in (("tokc", "CausalMask"), ("", "Shape"))
 
 
 def _masked(value: ir.Value | None) -> tuple[ir.Value, ir.Value] | None:

@@ -177,7 +177,10 @@ def node_cost(node: ir.Node, tokens: int, context: int, sequences: int | None = 
 
 
 def program_cost(program: Program, tokens: int, context: int, sequences: int | None = None) -> Cost:
-    """Return the FLOPs and bytes of a whole step."""
+    """Return the FLOPs and bytes of a whole step; shapes that are not known yet are worked out."""
+    from tokc.ir.inference import annotate_shapes  # which reads OPS
+
+    annotate_shapes(program.graph)
     total = Cost(0.0, 0.0)
     for node in program.graph:
         total += node_cost(node, tokens, context, sequences)

@@ -4,10 +4,11 @@ A rule looks at one node and answers in one of three ways: None (not a candidate
 be rewritten, and why), or a `Rewrite`. Reasons go to whoever collects remarks.
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -33,14 +34,13 @@ class Missed:
 class Rewrite:
     """Put `nodes` before the rule's node; each key of `values` is replaced by its value.
 
-    The new values take over names, types and shapes. Readers listed in `keep` go on reading the old value.
-    `initializers` are new weights or constants that the nodes read.
+    The new values take over names, types and shapes. Readers that come before the rule's node go on reading the old
+    value, whose nodes then stay. `initializers` are new weights or constants that the nodes read.
     """
 
     nodes: Sequence[ir.Node]
     values: Mapping[ir.Value, ir.Value]
     initializers: Sequence[ir.Value] = ()
-    keep: frozenset[ir.Node] = field(default_factory=frozenset)
 
 
 Answer = None | Missed | Rewrite
@@ -90,10 +90,11 @@ def _apply(graph: ir.Graph, anchor: ir.Node, change: Rewrite) -> None:
         name = str(old.name)
         old.name, new.name = f"{name}.before", name
         new.type, new.shape = old.type or new.type, old.shape or new.shape
+    earlier = set(itertools.takewhile(lambda node: node is not anchor, graph))
     graph.insert_before(anchor, list(change.nodes))
     for old, new in change.values.items():
         for use in list(old.uses()):
-            if use.node not in change.keep and use.node not in change.nodes:
+            if use.node not in earlier and use.node not in change.nodes:
                 use.node.replace_input_with(use.idx, new)
         graph.outputs[:] = [new if output is old else output for output in graph.outputs]
     for old in change.values:
