@@ -18,7 +18,8 @@ class FoldConstants:
     Before: ``two = Constant(); four = Mul(two, two); y = Add(x, four)``
     After:  ``y = Add(x, four)`` with the initializer ``four = 4``
 
-    Only scalars and vectors of at most `limit` elements are folded: matrices are weights, and stay as they are stored.
+    Only scalars and vectors of at most `limit` elements are folded: matrices are weights, and stay as they
+    are stored.
     Saves the nodes. Exact, bit by bit, up to the platform's own elementary functions.
     """
 
@@ -49,9 +50,6 @@ class FoldConstants:
 
 def _evaluate(node: ir.Node) -> np.ndarray:
     """Compute a node of constants by the reference implementation of its op."""
-    clone = ir.Node(
-        node.domain, node.op_type, [], list(node.attributes.values()), num_outputs=1, name="folded"
-    )
     values = [
         None if value is None else ir.Value(name=f"in{index}", type=value.type, shape=value.shape)
         for index, value in enumerate(node.inputs)
@@ -71,4 +69,5 @@ def _evaluate(node: ir.Node) -> np.ndarray:
         for index, value in enumerate(node.inputs)
         if value is not None and value.const_value is not None
     }
-    return np.asarray(ReferenceEvaluator(proto).run(None, feeds)[0])
+    results: list[np.ndarray] = list(ReferenceEvaluator(proto).run(None, feeds))  # type: ignore[arg-type]
+    return np.asarray(results[0])

@@ -36,13 +36,18 @@ def _fuse(node: ir.Node) -> Answer:
     x, residual = add.inputs
     if x is None or residual is None or x.const_value is not None or residual.const_value is not None:
         return Missed(node, "what it reads is not the sum of two computed values")
-    if x.shape is None or residual.shape is None or x.shape != residual.shape:
-        return Missed(node, "the shapes of the two addends are not known to be the same")
-    if node.attributes.get_int("axis", -1) not in (-1, len(x.shape) - 1):
-        return Missed(node, "it normalizes over more than the last axis")
-    norms = [one for one in readers(add.outputs[0]) if one.op_type == "RMSNormalization"]
-    if len(norms) > 1:
-        return Missed(node, f"{len(norms)} norms read the same sum")
+    obstacle = _obstacle(node, x, residual, add.outputs[0])
+    if obstacle is not None:
+        return Missed(node, obstacle)
     epsilon = node.attributes.get_float("epsilon", 1e-5)
     fused = make_node("AddRmsNorm", [x, residual, node.inputs[1]], {"epsilon": epsilon})
     return Rewrite([fused], {add.outputs[0]: fused.outputs[0], node.outputs[0]: fused.outputs[1]})
+
+
+def _obstacle(node: ir.Node, x: ir.Value, residual: ir.Value, total: ir.Value) -> str | None:
+    if x.shape is None or residual.shape is None or x.shape != residual.shape:
+        return "the shapes of the two addends are not known to be the same"
+    if node.attributes.get_int("axis", -1) not in (-1, len(x.shape) - 1):
+        return "it normalizes over more than the last axis"
+    norms = [one for one in readers(total) if one.op_type == "RMSNormalization"]
+    return f"{len(norms)} norms read the same sum" if len(norms) > 1 else None

@@ -17,12 +17,14 @@ KEY_AXES = (2, -2)
 class FuseAttention:
     """Fuse the products, mask and softmax of attention, and the cache's growth, to one Attention.
 
-    Before: ``p = Softmax(Where(mask, MatMul(q, Transpose(repeat(key))) * scale, -inf)); y = MatMul(p, repeat(value))``
-            with ``key = Concat(past_key, k); value = Concat(past_value, v)``; repeat is for grouped heads only
+    Before: ``key = Concat(past_key, k); value = Concat(past_value, v)``
+            ``p = Softmax(Where(mask, MatMul(q, Transpose(repeat(key))) * scale, -inf))``
+            ``y = MatMul(p, repeat(value))`` where repeat, for grouped heads, may be absent
     After:  ``y, key, value = Attention(q, k, v, mask, past_key, past_value)``
 
     The Concat of layer 0 stays for its mask, which needs its length only.
-    Saves the scores' way through memory, ``4 * heads * tokens * context * 4`` bytes a layer, and the repeated cache.
+    Saves the scores' way through memory, ``4 * heads * tokens * context * 4`` bytes a layer, and the repeated
+    cache.
     Exact up to the order of sums.
     """
 
@@ -46,10 +48,11 @@ def _fuse(node: ir.Node) -> Answer:
     softmax = made_by(node.inputs[0], "Softmax") if (node.domain, node.op_type) == ("", "MatMul") else None
     if softmax is None or node.inputs[1] is None:
         return None
-    if softmax.attributes.get_int("axis", -1) not in (-1, 3):
-        return Missed(node, "its softmax is not over the last axis")
-    if only_reader(softmax.outputs[0], "MatMul") is None:
-        return Missed(node, "its probabilities have other readers")
+    if (
+        softmax.attributes.get_int("axis", -1) not in (-1, 3)
+        or only_reader(softmax.outputs[0], "MatMul") is None
+    ):
+        return Missed(node, "its probabilities are not over the last axis, or have other readers")
     masked = _masked(softmax.inputs[0])
     if masked is None:
         return Missed(node, "its scores are not masked by Where(mask, scores, -inf)")

@@ -44,7 +44,7 @@ def _fuse(node: ir.Node) -> Answer:
 def _fused(node: ir.Node, gate: ir.Node, activation: str, up: ir.Node) -> Answer:
     if gate.inputs[0] is not up.inputs[0]:
         return Missed(node, "gate and up read different values")
-    if len(gate.inputs) > 2 or len(up.inputs) > 2:  # noqa: PLR2004
+    if len(gate.inputs) > 2 or len(up.inputs) > 2:
         return Missed(node, "gate or up has a bias")
     if len(readers(up.outputs[0])) > 1 or up.outputs[0].is_graph_output():
         return Missed(node, f"'{up.outputs[0].name}' has other readers; fusing would compute it twice")

@@ -43,7 +43,9 @@ class FuseQkv:
 def _fuse(node: ir.Node) -> Answer:
     if (node.domain, node.op_type) != ("tokc", "Linear") or node.inputs[0] is None:
         return None
-    linears = [one for one in readers(node.inputs[0]) if one.op_type == "Linear" and one.inputs[0] is node.inputs[0]]
+    linears = [
+        one for one in readers(node.inputs[0]) if one.op_type == "Linear" and one.inputs[0] is node.inputs[0]
+    ]
     linears = [one for one in node.graph or () if one in linears]
     if len(linears) != QKV or linears[0] is not node:
         return None
@@ -53,18 +55,18 @@ def _fuse(node: ir.Node) -> Answer:
     stacked = stack_weights(weights, name)
     if isinstance(stacked, str):
         return Missed(node, stacked)
-    bias: ir.Value | str | None = None
-    if any(biases):
-        bias = stack_initializers(biases, name.removesuffix(".weight") + ".bias")
-        if isinstance(bias, str):
-            return Missed(node, "only some of the three have a bias" if None in biases else bias)
+    if any(biases) and None in biases:
+        return Missed(node, "only some of the three have a bias")
+    bias = stack_initializers(biases, name.removesuffix(".weight") + ".bias") if all(biases) else None
+    if isinstance(bias, str):
+        return Missed(node, bias)
     linear = make_node("Linear", [node.inputs[0], stacked.weight, bias])
     linear.outputs[0].name = name.removesuffix(".weight") + ".out"
     sizes = [_rows(weight) for weight in weights]
     lengths = initializer(ir.tensor(np.array(sizes, np.int64)), "split." + "_".join(map(str, sizes)))
     known = None if node.graph is None else node.graph.initializers.get(str(lengths.name))
     split = ir.node("Split", [linear.outputs[0], known or lengths], {"axis": -1}, num_outputs=QKV)
-    made = [one for one in (*stacked.initializers, bias, lengths) if isinstance(one, ir.Value)]
+    made = [one for one in (*stacked.initializers, bias, lengths) if one is not None]
     outputs = {old.outputs[0]: new for old, new in zip(linears, split.outputs, strict=True)}
     return Rewrite([*stacked.nodes, linear, split], outputs, made)
 

@@ -17,7 +17,9 @@ RNG = np.random.default_rng(0)
 
 
 def run_op(
-    name: str, inputs: Mapping[str, npt.NDArray[np.generic] | None], attributes: Mapping[str, int | float | str]
+    name: str,
+    inputs: Mapping[str, npt.NDArray[np.generic] | None],
+    attributes: Mapping[str, int | float | str],
 ) -> dict[str, npt.NDArray[np.generic]]:
     """Run one node; arrays of uint4 codes are named q_uint4."""
     values: list[ir.Value | None] = []
@@ -25,9 +27,14 @@ def run_op(
     for key, array in inputs.items():
         if array is None:
             values.append(None)
-        elif key in ("q", "scale", "offset", "weight", "bias") and name not in ("PagedAttention", "RopeWriteKV"):
+        elif key in ("q", "scale", "offset", "weight", "bias") and name not in (
+            "PagedAttention",
+            "RopeWriteKV",
+        ):
             tensor = ir.tensor(array, name=key)
-            value = ir.Value(name=key, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+            value = ir.Value(
+                name=key, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor
+            )
             inits.append(value)
             values.append(value)
         else:
@@ -65,7 +72,9 @@ def random(*shape: int) -> F32:
     return RNG.normal(size=shape).astype(np.float32)
 
 
-def dequantized(codes: npt.NDArray[np.generic], scale: F32, offset: F32 | None, zero_point: int, block: int) -> F32:
+def dequantized(
+    codes: npt.NDArray[np.generic], scale: F32, offset: F32 | None, zero_point: int, block: int
+) -> F32:
     column = np.arange(codes.shape[1]) // block
     w = (codes.astype(np.float32) - zero_point) * scale.astype(np.float32)[:, column]
     return w if offset is None else w + offset.astype(np.float32)[:, column]
@@ -84,7 +93,9 @@ def rounded(x: F32, group: int) -> F32:
 @pytest.mark.parametrize("columns", [64, 40])
 @pytest.mark.parametrize("kind", ["symmetric", "asymmetric", "int8"])
 @pytest.mark.parametrize("act_group", [0, 32])
-def test_quant_linear_rounds_activations_and_weights_as_stated(columns: int, kind: str, act_group: int) -> None:
+def test_quant_linear_rounds_activations_and_weights_as_stated(
+    columns: int, kind: str, act_group: int
+) -> None:
     zero_point = 8 if kind == "symmetric" else 0
     blocks = -(-columns // 32)
     codes = RNG.integers(-127, 127, (6, columns)).astype(np.int8) if kind == "int8" else None
@@ -163,7 +174,11 @@ def test_rope_write_kv_writes_each_token_at_its_page(dtype: str, *, normed: bool
     value = np.zeros((PAGES, KV_HEADS, PAGE, DIM), kind)
     scales = [np.zeros((PAGES, KV_HEADS, PAGE), np.float32) if dtype == "int8" else None] * 2
     norms = [random(DIM) if normed else None] * 2
-    names = [*("q", "k", "v", "cos", "sin", "positions", "sequences", "block_tables"), "cache_key", "cache_value"]
+    names = [
+        *("q", "k", "v", "cos", "sin", "positions", "sequences", "block_tables"),
+        "cache_key",
+        "cache_value",
+    ]
     names += ["key_scale", "value_scale", "q_norm", "k_norm"]
     given = [q, k, v, cos, sin, POSITIONS, SEQUENCES, TABLES, key, value, *scales, *norms]
     attributes = {"heads": HEADS, "kv_heads": KV_HEADS, "epsilon": 1e-5, "dtype": dtype}
@@ -205,7 +220,16 @@ def test_paged_attention_attends_to_the_own_sequence(window: int, *, quantized: 
         scales = [np.abs(random(PAGES, KV_HEADS, PAGE)) / 50 for _ in range(2)]
         plain_key = stored[0] * scales[0][:, :, None, :]
         plain_value = stored[1] * scales[1][..., None]
-    names = ["q", "cache_key", "cache_value", "key_scale", "value_scale", "positions", "sequences", "block_tables"]
+    names = [
+        "q",
+        "cache_key",
+        "cache_value",
+        "key_scale",
+        "value_scale",
+        "positions",
+        "sequences",
+        "block_tables",
+    ]
     given = [q, *stored, *scales, POSITIONS, SEQUENCES, TABLES]
     attributes = {"heads": HEADS, "kv_heads": KV_HEADS, "scale": 0.3, "window": window}
     y = run_op("PagedAttention", dict(zip(names, given, strict=True)), attributes)["y"].reshape(4, HEADS, DIM)
@@ -225,7 +249,10 @@ def test_a_linear_costs_two_flops_a_weight_and_token() -> None:
     x = ir.Value(name="x", shape=ir.Shape(["tokens", 64]), type=ir.TensorType(ir.DataType.FLOAT))
     q = ir.tensor(np.zeros((32, 64), ir.DataType.UINT4.numpy()))
     scale = ir.tensor(np.zeros((32, 2), np.float16))
-    weights = [ir.Value(name=n, shape=t.shape, type=ir.TensorType(t.dtype), const_value=t) for n, t in (("q", q), ("s", scale))]
+    weights = [
+        ir.Value(name=n, shape=t.shape, type=ir.TensorType(t.dtype), const_value=t)
+        for n, t in (("q", q), ("s", scale))
+    ]
     cost = node_cost(make_node("QuantLinear", [x, *weights], {"zero_point": 8}), tokens=3, context=10)
     assert cost.flops == 2 * 3 * 32 * 64
     assert cost.bytes == 32 * 64 / 2 + 32 * 2 * 2 + 3 * (64 + 32) * 4

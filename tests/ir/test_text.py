@@ -26,7 +26,9 @@ sizes = st.integers(1, 10**6)
 configs = st.builds(
     ModelConfig,
     family=st.sampled_from(["llama", "qwen3", "gemma3"]),
-    **dict.fromkeys(["hidden", "layers", "heads", "kv_heads", "head_dim", "intermediate", "vocab", "context"], sizes),
+    **dict.fromkeys(
+        ["hidden", "layers", "heads", "kv_heads", "head_dim", "intermediate", "vocab", "context"], sizes
+    ),
     norm_epsilon=st.floats(1e-12, 1.0),
     tied_embedding=st.booleans(),
     bos_token_id=st.none() | sizes,
@@ -49,7 +51,7 @@ def weighted(program: Program) -> Program:
 
 def test_text_of_parsed_text_is_the_same_text() -> None:
     text = render(parse(TEXT))
-    assert "uint4[4,64] \"a.q\"" in text
+    assert 'uint4[4,64] "a.q"' in text
     assert "two =  {2}" in text
     assert render(parse(text)) == text
 

@@ -20,7 +20,8 @@ Arrays = dict[str, np.ndarray]
 CONFIG: dict[str, Any] = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 40, "max_position_embeddings": 32,
-    "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "bos_token_id": 1, "eos_token_id": 2, "torch_dtype": "float32",
+    "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "bos_token_id": 1, "eos_token_id": 2,
+    "torch_dtype": "float32",
 }  # fmt: skip
 FAMILIES: Mapping[str, dict[str, Any]] = {
     "llama": {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "tie_word_embeddings": False},
@@ -44,7 +45,9 @@ def program(text: str) -> Program:
             scale = 1.0 if tensor.dtype.is_floating_point() else 5.0
             array = np.abs(random.normal(size=shape) * scale)
             made = ir.tensor(array.clip(0, 15).astype(tensor.dtype.numpy()), dtype=tensor.dtype, name=name)
-            value.const_value = ir.LazyTensor(lambda made=made: made, dtype=made.dtype, shape=made.shape, name=name)
+            value.const_value = ir.LazyTensor(
+                lambda made=made: made, dtype=made.dtype, shape=made.shape, name=name
+            )
     return parsed
 
 
@@ -87,7 +90,10 @@ def _weights(config: Mapping[str, Any]) -> Arrays:
     hidden, wide, vocab = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
     dim, width = config["head_dim"], config["num_attention_heads"] * config["head_dim"]
     kv = config["num_key_value_heads"] * dim
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocab, hidden), "model.norm.weight": (hidden,)}
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (vocab, hidden),
+        "model.norm.weight": (hidden,),
+    }
     if not config.get("tie_word_embeddings", False):
         shapes["lm_head.weight"] = (vocab, hidden)
     for layer in range(config["num_hidden_layers"]):

@@ -1,4 +1,4 @@
-"""Every exact pass computes what the program before it computed, on every family; files, names and classes agree."""
+"""Every exact pass computes what the program before it computed; files, names and classes agree."""
 
 from pathlib import Path
 

@@ -1,4 +1,5 @@
 """fuse-attention before and after."""
+# ruff: noqa: E501 (snapshots are what the printer prints)
 
 import numpy as np
 import pytest
@@ -29,7 +30,9 @@ TEXT = """g (int64[b,s] position_ids, float[b,4,s,8] q, float[b,2,s,8] k, float[
     y = MatMul (p, vr)
 }"""
 LINES = TEXT.splitlines()
-PLAIN = "\n".join(line for line in LINES if line.split("=")[0].strip() not in ("ku", "ke", "vu", "ve", "kr", "vr"))
+PLAIN = "\n".join(
+    line for line in LINES if line.split("=")[0].strip() not in ("ku", "ke", "vu", "ve", "kr", "vr")
+)
 PLAIN = PLAIN.replace("(kr)", "(key)").replace("(p, vr)", "(p, value)").replace("b,2,", "b,4,")
 
 

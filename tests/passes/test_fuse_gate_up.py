@@ -66,7 +66,11 @@ def test_what_is_no_gate_is_left_alone(text: str) -> None:
 
 
 def test_an_up_that_has_other_readers_is_left_alone_and_said_why() -> None:
-    before = program(SILU.replace("float[s,4] y", "float[s,4] y, float[s,4] z").replace("    y =", "    z = Neg (u)\n    y ="))
+    before = program(
+        SILU.replace("float[s,4] y", "float[s,4] y, float[s,4] z").replace(
+            "    y =", "    z = Neg (u)\n    y ="
+        )
+    )
     with collect_remarks() as missed:
         assert FuseGateUp().run(before) is before
     assert "has other readers" in missed[0].reason

@@ -1,4 +1,5 @@
 """fuse-qkv before and after."""
+# ruff: noqa: E501 (snapshots are what the printer prints)
 
 import pytest
 from inline_snapshot import snapshot
@@ -16,8 +17,10 @@ PLAIN = """g (float[b,s,64] x) => (float[b,s,4] q, float[b,s,2] k, float[b,s,2] 
 }"""
 GRID = """g (float[s,64] x) => (float[s,4] q, float[s,2] k, float[s,2] v)
     <uint4[4,64] "q_proj.weight.q", uint4[2,64] "k_proj.weight.q", uint4[2,64] "v_proj.weight.q",
-     float16[4,2] "q_proj.weight.scale", float16[2,2] "k_proj.weight.scale", float16[2,2] "v_proj.weight.scale",
-     float16[4,2] "q_proj.weight.offset", float16[2,2] "k_proj.weight.offset", float16[2,2] "v_proj.weight.offset"> {
+     float16[4,2] "q_proj.weight.scale",
+     float16[2,2] "k_proj.weight.scale", float16[2,2] "v_proj.weight.scale",
+     float16[4,2] "q_proj.weight.offset",
+     float16[2,2] "k_proj.weight.offset", float16[2,2] "v_proj.weight.offset"> {
     wq = tokc.BlockDequantize ("q_proj.weight.q", "q_proj.weight.scale", "q_proj.weight.offset")
     wk = tokc.BlockDequantize ("k_proj.weight.q", "k_proj.weight.scale", "k_proj.weight.offset")
     wv = tokc.BlockDequantize ("v_proj.weight.q", "v_proj.weight.scale", "v_proj.weight.offset")
@@ -60,7 +63,10 @@ g (float[s,64] x) => (float[s,4] q, float[s,2] k, float[s,2] v) \n\
     ("text", "reason"),
     [
         (PLAIN.replace(', "k_proj.bias")', ")"), "only some of the three have a bias"),
-        (GRID.replace("wk = tokc.BlockDequantize", "wk = tokc.BlockDequantize <zero_point = 8>"), "different grids"),
+        (
+            GRID.replace("wk = tokc.BlockDequantize", "wk = tokc.BlockDequantize <zero_point = 8>"),
+            "different grids",
+        ),
         (GRID.replace(', "v_proj.weight.offset")', ")"), "different grids"),
         (GRID.replace("uint4[2,64]", "int8[2,64]"), "different types"),
     ],

@@ -1,8 +1,8 @@
 """The meaning of every `tokc` op, as the body of an ONNX function in ONNX's text syntax.
 
-Each function here returns the statements of a body for one `Call`: one way of using the op, with its attributes,
-optional inputs and widths known. Only standard ops of opset 23 occur, so any ONNX runtime can run the result. Bodies
-state meaning, not speed; kernels are held against them.
+Each function here returns the statements of a body for one `Call`: one way of using the op, with its
+attributes, optional inputs and widths known. Only standard ops of opset 23 occur, so any ONNX runtime can run
+the result. Bodies state meaning, not speed; kernels are held against them.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ CACHE_TYPES: Mapping[str, int] = {"f32": F32, "f16": F16, "int8": INT8}
 
 @dataclass(frozen=True)
 class Call:
-    """Hold one way of using an op: attributes with defaults filled in, the inputs present, and their static shapes.
+    """Hold one way of using an op: attributes, defaults filled in, and the inputs present with their shapes.
 
     A dimension that is not a number is None.
     """
@@ -28,11 +28,11 @@ class Call:
         """Return whether the optional input `name` is given."""
         return name in self.shapes
 
-    def int(self, name: str) -> int:
+    def integer(self, name: str) -> int:
         """Return an integer attribute."""
         return int(self.attributes[name])
 
-    def float(self, name: str) -> float:
+    def number(self, name: str) -> float:
         """Return a number attribute."""
         return float(self.attributes[name])
 
@@ -46,8 +46,8 @@ class Call:
 
 
 def causal_mask(call: Call) -> str:
-    """Let token s of b see cache position j if j <= position_ids[b, s], and within the window if there is one."""
-    window = call.int("window")
+    """Let token s of b see position j if j <= position_ids[b, s], and within the window if there is one."""
+    window = call.integer("window")
     seen = f"""
         width = Constant<value_int={window}>()
         first = Sub(position, width)
@@ -77,12 +77,12 @@ def linear(call: Call) -> str:
 
 
 def quant_linear(call: Call) -> str:
-    """Compute a Linear whose weight is on a grid and whose activations are rounded to int8 a group of columns."""
+    """Compute a Linear of a weight on a grid and of activations rounded to int8 a group of columns."""
     return f"""
         {_dequantize(call, "weight")}
         turned = Transpose<perm=[1, 0]>(weight)
         {_rounded(call)}
-        {_affine(call, "near" if call.int("act_group") else "x", "turned")}"""
+        {_affine(call, "near" if call.integer("act_group") else "x", "turned")}"""
 
 
 def quant_embedding(call: Call) -> str:
@@ -96,7 +96,7 @@ def add_rms_norm(call: Call) -> str:
     """Compute ``sum = x + residual; normed = RMSNorm(sum) * weight``."""
     return f"""
         sum = Add(x, residual)
-        normed = RMSNormalization<axis=-1, epsilon={_number(call.float("epsilon"))}>(sum, weight)"""
+        normed = RMSNormalization<axis=-1, epsilon={_number(call.number("epsilon"))}>(sum, weight)"""
 
 
 def gated_activation(call: Call) -> str:
@@ -116,13 +116,13 @@ def rope_write_kv(call: Call) -> str:
     return f"""
         last = Constant<value_ints=[1]>()
         column = Unsqueeze(positions, last)
-        {_rotated(call, "q", call.int("heads"))}
-        {_rotated(call, "k", call.int("kv_heads"))}
+        {_rotated(call, "q", call.integer("heads"))}
+        {_rotated(call, "k", call.integer("kv_heads"))}
         flat = Constant<value_ints=[0, -1]>()
         q_rot = Reshape(q_turned, flat)
         {_page_of_token("cache_value")}
         place = Concat<axis=-1>(page_column, slot_column)
-        value_heads = Constant<value_ints=[0, {call.int("kv_heads")}, -1]>()
+        value_heads = Constant<value_ints=[0, {call.integer("kv_heads")}, -1]>()
         key_new = Reshape(k_turned, value_heads)
         value_new = Reshape(v, value_heads)
         {_written(call, "key", "0, 3, 1, 2", "0, 2, 3, 1")}
@@ -131,7 +131,7 @@ def rope_write_kv(call: Call) -> str:
 
 def paged_attention(call: Call) -> str:
     """Let each token attend to the pages of its own sequence, up to its own position."""
-    window = call.int("window")
+    window = call.integer("window")
     recent = f"""
         width = Constant<value_int={window}>()
         first = Sub(own, width)
@@ -160,12 +160,12 @@ def paged_attention(call: Call) -> str:
         first_axis = Constant<value_ints=[0]>()
         q_one = Unsqueeze(q, first_axis)
         token_count = Shape<start=0, end=1>(q)
-        tail = Constant<value_ints=[{call.int("heads")}, -1]>()
+        tail = Constant<value_ints=[{call.integer("heads")}, -1]>()
         lead = Constant<value_ints=[1]>()
         q_shape = Concat<axis=0>(lead, token_count, tail)
         q_split = Reshape(q_one, q_shape)
         q_heads = Transpose<perm=[0, 2, 1, 3]>(q_split)
-        found = Attention<scale={_number(call.float("scale"))}>(q_heads, key, value, visible)
+        found = Attention<scale={_number(call.number("scale"))}>(q_heads, key, value, visible)
         turned = Transpose<perm=[0, 2, 1, 3]>(found)
         flat_tail = Constant<value_ints=[-1]>()
         y_shape = Concat<axis=0>(token_count, flat_tail)
@@ -180,7 +180,7 @@ def _affine(call: Call, x: str, weight: str) -> str:
 
 def _dequantize(call: Call, result: str) -> str:
     """Spell ``result = (q - zero_point) * scale (+ offset)``; q [N, K], scale [N, ceil(K / block_size)]."""
-    block, width = call.int("block_size"), call.dim("q", -1)
+    block, width = call.integer("block_size"), call.dim("q", -1)
     if width % block:
         wide = f"""
         columns = Constant<value_ints=[{", ".join(str(column // block) for column in range(width))}]>()
@@ -204,7 +204,7 @@ def _dequantize(call: Call, result: str) -> str:
         finish = "\n        weight_blocks = Identity(product_blocks)"
     return f"""
         code_raw = Cast<to={F32}>(q)
-        zero_point = Constant<value_float={_number(call.float("zero_point"))}>()
+        zero_point = Constant<value_float={_number(call.number("zero_point"))}>()
         code = Sub(code_raw, zero_point)
         scale_f32 = Cast<to={F32}>(scale)
         {wide}
@@ -216,8 +216,8 @@ def _dequantize(call: Call, result: str) -> str:
 
 
 def _rounded(call: Call) -> str:
-    """Spell ``near``: x as its int8 codes stand for it, one scale, absmax / 127, a row and group of columns."""
-    group = call.int("act_group")
+    """Spell ``near``: what the int8 codes of x stand for; one scale, absmax / 127, a row and group."""
+    group = call.integer("act_group")
     if not group:
         return ""
     width = call.dim("q", -1)
@@ -269,11 +269,11 @@ def _codes(x: str, codes: str, scale: str, axis: str) -> str:
 
 
 def _rotated(call: Call, name: str, heads: int) -> str:
-    """Spell `name`_turned [tokens, heads, 1, dim]: the heads, normalized if asked, and rotated by their position."""
+    """Spell `name`_turned [tokens, heads, 1, dim]: the heads, normed if asked, rotated by position."""
     norm = ""
     ready = f"{name}_heads"
     if call.has(f"{name}_norm"):
-        epsilon = _number(call.float("epsilon"))
+        epsilon = _number(call.number("epsilon"))
         norm = f"{name}_ready = RMSNormalization<axis=-1, epsilon={epsilon}>({ready}, {name}_norm)"
         ready = f"{name}_ready"
     return f"""
@@ -319,7 +319,7 @@ def _written(call: Call, part: str, outer: str, back: str) -> str:
 
 
 def _gathered(call: Call, part: str, perm: str) -> str:
-    """Spell `part` f32 [1, kv_heads, seqs * blocks * page, dim]: the pages of every sequence, one after another."""
+    """Spell `part` f32 [1, kv_heads, seqs * blocks * page, dim]: the pages of every sequence in turn."""
     axes = "2, 0, 1, 3"
     raw, scales = f"{part}_plain", ""
     if call.has(f"{part}_scale"):
@@ -335,7 +335,7 @@ def _gathered(call: Call, part: str, perm: str) -> str:
         {part}_turned = Transpose<perm=[{perm}]>({part}_pages)
         {part}_plain = Cast<to={F32}>({part}_turned)
         {scales}
-        {part}_shape = Constant<value_ints=[1, {call.int("kv_heads")}, -1]>()
+        {part}_shape = Constant<value_ints=[1, {call.integer("kv_heads")}, -1]>()
         {part}_width = Shape<start=-1>({raw})
         {part}_whole = Concat<axis=0>({part}_shape, {part}_width)
         {part} = Reshape({raw}, {part}_whole)"""

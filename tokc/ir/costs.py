@@ -12,8 +12,8 @@ ACTIVATION_BYTES = 4  # activations are f32
 class Step:
     """State the work of one step: `tokens` of `sequences`, each token attending to `context` cached tokens.
 
-    A decode step of a batch has as many sequences as tokens; a prefill chunk has one. The cache of a sequence is
-    read once a step.
+    A decode step of a batch has as many sequences as tokens; a prefill chunk has one. The cache of a sequence
+    is read once a step.
     """
 
     tokens: int = 1
@@ -36,9 +36,16 @@ class Cost:
 CostRule = Callable[[ir.Node, Step], float]
 
 VIEWS = frozenset({"Reshape", "Unsqueeze", "Squeeze", "Identity", "Constant", "Shape", "Flatten"})
-MOVES = frozenset({"Transpose", "Concat", "Split", "Slice", "Gather", "Expand", "Cast", "Where", "Pad", "Range"})
+MOVES = frozenset(
+    {"Transpose", "Concat", "Split", "Slice", "Gather", "Expand", "Cast", "Where", "Pad", "Range"}
+)
 FLOPS_PER_ELEMENT: Mapping[str, float] = {
-    **{"RMSNormalization": 4.0, "Softmax": 5.0, "Gelu": 10.0, "Sigmoid": 4.0, "Tanh": 4.0, "RotaryEmbedding": 3.0},
+    "RMSNormalization": 4.0,
+    "Softmax": 5.0,
+    "Gelu": 10.0,
+    "Sigmoid": 4.0,
+    "Tanh": 4.0,
+    "RotaryEmbedding": 3.0,
     **dict.fromkeys(VIEWS | MOVES, 0.0),
 }
 
@@ -48,8 +55,13 @@ def elements(value: ir.Value | None, step: Step) -> float:
     if value is None or value.shape is None:
         return 0.0
     sizes = {
-        **{"tokens": step.tokens, "rows": step.sequences, "seqs": step.sequences, "batch": step.sequences},
-        **{"seq": step.tokens / step.sequences, "past": step.context, "total": step.context},
+        "tokens": step.tokens,
+        "rows": step.sequences,
+        "seqs": step.sequences,
+        "batch": step.sequences,
+        "seq": step.tokens / step.sequences,
+        "past": step.context,
+        "total": step.context,
     }
     count = 1.0
     for dim in value.shape:
@@ -91,7 +103,9 @@ def gather_bytes(node: ir.Node, step: Step) -> float:
 def product_flops(node: ir.Node, step: Step) -> float:
     """Count a multiplication and an addition per output element and inner dimension."""
     inner = operand(node, 0)
-    depth = 0.0 if inner is None or inner.shape is None else elements(inner, step) / max(_rows(inner, step), 1.0)
+    depth = (
+        0.0 if inner is None or inner.shape is None else elements(inner, step) / max(_rows(inner, step), 1.0)
+    )
     return 2 * elements(node.outputs[0], step) * depth
 
 

@@ -24,8 +24,9 @@ _IN_PLACE = frozenset(
 class Session:
     """Hold a program that is ready to run.
 
-    Weights of numpy's own types are handed over in place, others are copied once. Weights are not folded, so a
-    session needs little more memory than the program's own weights as they are stored, plus those of one node in f32.
+    Weights of numpy's own types are handed over in place, others are copied once. Weights are not folded, so
+    a session needs little more memory than the program's own weights as they are stored, plus those of one
+    node in f32.
     """
 
     def __init__(self, program: Program, threads: int = 2) -> None:
@@ -105,7 +106,12 @@ def _without_weights(model: ir.Model) -> tuple[ir.Model, dict[str, ir.TensorProt
             continue
         weights[name] = tensor
         value.const_value = ir.ExternalTensor(
-            name, 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape), name=name
+            name,
+            0,
+            tensor.nbytes,
+            tensor.dtype,
+            shape=ir.Shape([int(dim) for dim in tensor.shape.numpy()]),
+            name=name,
         )
     return model, weights
 
@@ -130,5 +136,3 @@ def _hand_over(options: ort.SessionOptions, weights: Mapping[str, ir.TensorProto
 def _contiguous(tensor: ir.TensorProtocol) -> Array:
     array: Array = np.ascontiguousarray(tensor.numpy())
     return array
-
-

@@ -1,4 +1,4 @@
-"""Types and shapes of the values in between: the rules of the standard ops that occur, and those of the `tokc` ops."""
+"""Types and shapes of the values in between, by a rule for every op that occurs."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -49,9 +49,10 @@ def _joined(left: Dims, right: Dims) -> Dims | None:
     """Broadcast two shapes; None if two symbols that are not the same meet."""
     width = max(len(left), len(right))
     joined: Dims = []
-    padded = ([1] * (width - len(dims)) + dims for dims in (left, right))
-    for one, other in zip(*padded, strict=True):
-        if one == other or other == 1:
+    ones: Dims = [1] * width
+    padded_left, padded_right = (ones[len(dims) :] + dims for dims in (left, right))
+    for one, other in zip(padded_left, padded_right, strict=True):
+        if other in (one, 1):
             joined.append(one)
         elif one == 1 or isinstance(other, int):
             joined.append(other)
@@ -77,7 +78,11 @@ def _transpose(node: ir.Node) -> list[Typed]:
 
 def _reshape(node: ir.Node) -> list[Typed]:
     dims, target = _dims(node, 0), _numbers(node, 1)
-    if dims is None or target is None or any(size == 0 and axis >= len(dims) for axis, size in enumerate(target)):
+    if (
+        dims is None
+        or target is None
+        or any(size == 0 and axis >= len(dims) for axis, size in enumerate(target))
+    ):
         return [(_dtype(node, 0), None)]
     shape: Dims = [dims[axis] if size == 0 else size for axis, size in enumerate(target)]
     if -1 in target:
@@ -176,9 +181,19 @@ def _rank(node: ir.Node) -> list[Typed]:
 RULES: Mapping[str, Rule] = {
     **dict.fromkeys(("Sigmoid", "Gelu", "Tanh", "Softmax", "Identity", "Neg", "RotaryEmbedding"), _same),
     **dict.fromkeys(("Add", "Sub", "Mul", "Div", "Where"), _broadcast),
-    **{"RMSNormalization": lambda node: _same(node)[:1], "Constant": _constant, "MatMul": _matmul},
-    **{"Transpose": _transpose, "Reshape": _reshape, "Concat": _concat, "Gather": _gather, "Split": _split},
-    **{"Unsqueeze": _unsqueeze, "Expand": _expand, "Attention": _attention, "Cast": _cast, "Shape": _rank},
+    "RMSNormalization": lambda node: _same(node)[:1],
+    "Constant": _constant,
+    "MatMul": _matmul,
+    "Transpose": _transpose,
+    "Reshape": _reshape,
+    "Concat": _concat,
+    "Gather": _gather,
+    "Split": _split,
+    "Unsqueeze": _unsqueeze,
+    "Expand": _expand,
+    "Attention": _attention,
+    "Cast": _cast,
+    "Shape": _rank,
 }
 
 

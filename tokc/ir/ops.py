@@ -1,7 +1,8 @@
 """The `tokc` ops, a row each: signature, meaning, shape rule and price.
 
-The meaning is an ONNX function over standard ops (`tokc.ir.bodies`). ONNX functions have no optional inputs worth
-the name, so `expand_functions` gives each way of using an op a function of its own; in a Program the node is plain.
+The meaning is an ONNX function over standard ops (`tokc.ir.bodies`). ONNX functions have no optional inputs
+worth the name, so `expand_functions` gives each way of using an op a function of its own; in a Program the
+node is plain.
 """
 
 import hashlib
@@ -23,7 +24,7 @@ DOMAIN_VERSION = 1
 
 @dataclass(frozen=True)
 class Op:
-    """Describe one op; a name that ends in "?" is optional, an output so named comes with the input of that name."""
+    """Describe one op; a name that ends in "?" is optional; an output so named comes with its input."""
 
     name: str
     inputs: tuple[str, ...]

@@ -1,7 +1,7 @@
 """Match patterns in a graph and put other nodes in their place.
 
-A rule looks at one node and answers in one of three ways: None (not a candidate), `Missed` (a candidate that may not
-be rewritten, and why), or a `Rewrite`. Reasons go to whoever collects remarks.
+A rule looks at one node and answers in one of three ways: None (not a candidate), `Missed` (a candidate that
+may not be rewritten, and why), or a `Rewrite`. Reasons go to whoever collects remarks.
 """
 
 import itertools
@@ -34,8 +34,8 @@ class Missed:
 class Rewrite:
     """Put `nodes` before the rule's node; each key of `values` is replaced by its value.
 
-    The new values take over names, types and shapes. Readers that come before the rule's node go on reading the old
-    value, whose nodes then stay. `initializers` are new weights or constants that the nodes read.
+    The new values take over names, types and shapes. Readers that come before the rule's node go on reading
+    the old value, whose nodes then stay. `initializers` are new weights or constants that the nodes read.
     """
 
     nodes: Sequence[ir.Node]
@@ -130,7 +130,7 @@ def readers(value: ir.Value) -> list[ir.Node]:
 
 
 def only_reader(value: ir.Value, op_type: str, domain: str = "") -> ir.Node | None:
-    """Return the one node that reads a value, if there is just one, it is such an op, and no output is read so."""
+    """Return the one node that reads a value, if it is such an op and the value is no output."""
     found = readers(value)
     if len(found) != 1 or value.is_graph_output():
         return None
@@ -165,7 +165,7 @@ def initializer(tensor: ir.TensorProtocol, name: str) -> ir.Value:
 
 @dataclass(frozen=True)
 class Stacked:
-    """Hold several weights stacked by rows: the new initializers, the nodes that unpack them, and the result."""
+    """Hold weights stacked by rows: the new initializers, the nodes that unpack them, and the result."""
 
     weight: ir.Value
     nodes: tuple[ir.Node, ...]
@@ -184,7 +184,10 @@ def stack_weights(weights: Sequence[ir.Value], name: str) -> Stacked | str:
     if len(known) != len(grids):
         return "some weights are on a grid and some are not"
     attributes = [
-        {key: node.attributes.get_int(key, default) for key, default in (("zero_point", 0), ("block_size", 32))}
+        {
+            key: node.attributes.get_int(key, default)
+            for key, default in (("zero_point", 0), ("block_size", 32))
+        }
         for node in known
     ]
     arity = {tuple(value is not None for value in node.inputs) for node in known}
@@ -202,7 +205,7 @@ def stack_weights(weights: Sequence[ir.Value], name: str) -> Stacked | str:
 
 
 def stack_initializers(values: Sequence[ir.Value | None], name: str) -> ir.Value | str:
-    """Concatenate constants along their first axis when they are read; return why not if their types differ."""
+    """Concatenate constants along their first axis when they are read; return why not if they differ."""
     tensors = [value.const_value for value in values if value is not None and value.const_value is not None]
     if len(tensors) != len(values):
         return "a weight is computed"

@@ -1,4 +1,4 @@
-"""Shape rules of the `tokc` ops: from a node to the types and shapes of its outputs. Symbolic dimensions are kept."""
+"""Shape rules of the `tokc` ops: from a node to the types and shapes of its outputs. Symbols are kept."""
 
 from collections.abc import Callable, Sequence
 

@@ -1,7 +1,7 @@
 """Programs as text, and as files that load back.
 
-The text is ONNX's own syntax. Weights are stated by type, shape and name; constants of a few elements are written
-out. What a graph lacks (config, form, cache layout) stands in the model's metadata.
+The text is ONNX's own syntax. Weights are stated by type, shape and name; constants of a few elements are
+written out. What a graph lacks (config, form, cache layout) stands in the model's metadata.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ import onnx.printer
 import onnx_ir as ir
 
 from tokc.errors import VerifyFailed
-from tokc.ir.program import Assets, KvLayout, ModelConfig, Program
+from tokc.ir.program import Assets, Form, KvLayout, ModelConfig, Program
 
 CONSTANT_ELEMENTS = 16  # longer or lazy initializers are weights, and not written out
 EMPTY_CONFIG = ModelConfig("none", 1, 1, 1, 1, 1, 1, 1, 1, 1e-5, tied_embedding=False)
@@ -62,8 +62,8 @@ def parse(text: str) -> Program:
 def dump(program: Program, stem: Path) -> Path:
     """Write STEM.onnx and STEM.txt; return the former. `load_dump` reads it back, weights and all.
 
-    Weights that lie in a file are referred to where they are. Others are written to `weights/` beside the dump, once
-    for all dumps of the folder, since their file is named by its content.
+    Weights that lie in a file are referred to where they are. Others are written to `weights/` beside the
+    dump, once for all dumps of the folder, since their file is named by its content.
     """
     folder, name = stem.parent, stem.name
     folder.mkdir(parents=True, exist_ok=True)
@@ -113,7 +113,9 @@ def _bare(program: Program) -> ir.Model:
         tensor = value.const_value
         if tensor is not None and not _is_constant(tensor):
             shape = ir.Shape([int(dim) for dim in tensor.shape.numpy()])
-            value.const_value = ir.ExternalTensor(name, 0, tensor.nbytes, tensor.dtype, shape=shape, name=name)
+            value.const_value = ir.ExternalTensor(
+                name, 0, tensor.nbytes, tensor.dtype, shape=shape, name=name
+            )
     return model
 
 
@@ -148,7 +150,7 @@ def _elided(value: ir.Value) -> ir.LazyTensor:
 
 def _facts(program: Program) -> dict[str, str]:
     """Return what a graph lacks, as flat text."""
-    facts = {f"{_KEY}form": program.form}
+    facts: dict[str, str] = {f"{_KEY}form": program.form}
     if program.kv is not None:
         facts |= {f"{_KEY}kv.{key}": str(value) for key, value in asdict(program.kv).items()}
     if program.config != EMPTY_CONFIG:
@@ -164,7 +166,7 @@ def _plain(value: object) -> str:
 def _with_facts(model: ir.Model, assets: Assets) -> Program:
     """Make a program; its facts move out of the model's metadata."""
     facts = {key: model.metadata_props.pop(key) for key in list(model.metadata_props) if key.startswith(_KEY)}
-    form = "ragged" if facts.get(f"{_KEY}form") == "ragged" else "batch"
+    form: Form = "ragged" if facts.get(f"{_KEY}form") == "ragged" else "batch"
     config = {
         field.name: _read(facts[f"{_KEY}config.{field.name}"], str(field.type))
         for field in fields(ModelConfig)

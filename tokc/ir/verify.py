@@ -39,10 +39,10 @@ def _verify_order(graph: ir.Graph) -> None:
         if value not in defined:
             _define(value, defined, names, "graph inputs and weights")
     for node in graph:
-        for value in node.inputs:
-            if value is not None and value not in defined:
+        for read in node.inputs:
+            if read is not None and read not in defined:
                 raise VerifyFailed(
-                    f"'{value.name}' is read before it is defined", where=_at(node), hint=_ours(node)
+                    f"'{read.name}' is read before it is defined", where=_at(node), hint=_ours(node)
                 )
         for value in node.outputs:
             if value.name:
@@ -108,7 +108,9 @@ def _verify_inputs(op: Op, node: ir.Node) -> None:
         if not given and not name.endswith("?"):
             raise VerifyFailed(f"{op.name} lacks its input '{name}'", where=_at(node), hint=_ours(node))
     if len(node.outputs) > len(op.outputs):
-        raise VerifyFailed(f"{op.name} has {len(op.outputs)} outputs, not {len(node.outputs)}", where=_at(node))
+        raise VerifyFailed(
+            f"{op.name} has {len(op.outputs)} outputs, not {len(node.outputs)}", where=_at(node)
+        )
 
 
 def _verify_types(op: Op, node: ir.Node) -> None:
@@ -134,7 +136,7 @@ def _agree(stated: ir.Shape, made: ir.Shape) -> bool:
 
 
 def _verify_interface(program: Program) -> None:
-    """Check the inputs and outputs that the form promises; a graph without logits is a fragment and has none."""
+    """Check the inputs and outputs that the form promises; a graph without logits is a fragment."""
     outputs = [str(value.name) for value in program.graph.outputs]
     if "logits" not in outputs:
         return
