@@ -21,7 +21,8 @@ from tokc.runtime.executors.base import Batch
 from tokc.runtime.executors.cpu import CpuExecutor
 
 PROMPT = (
-    "The capital of France is Paris. Water boils at 100 degrees. A compiler turns a program into another one."
+    "The capital of France is Paris. Water boils at 100 degrees. A compiler turns a program into another, "
+    "which means the same and runs faster."
 )
 PROMPT_SEQUENCES, PROMPT_TOKENS, PROMPT_CACHED_FROM = 2, 12, 11
 EXACT_TOLERANCE = 1e-4  # of the largest logit: what another order of f32 sums may change

@@ -76,15 +76,15 @@ def logits(program: Program, token_ids: npt.ArrayLike, *, cached_from: int | Non
     """
     ids = np.atleast_2d(np.asarray(token_ids, np.int64))
     assert ids.size, "no tokens to run"
-    session = Session(program)
     state = _Dense(program) if program.form == "batch" else _Paged(program, *ids.shape)
     first = ids.shape[1] if cached_from is None else cached_from
     cuts = [0, *([first] if first else []), *range(first + 1, ids.shape[1] + 1)]
     parts = []
-    for start, end in pairwise(cuts):
-        answer = session.run(state.feeds(ids[:, start:end], start))
-        state.keep(answer)
-        parts.append(answer["logits"].reshape(ids.shape[0], end - start, -1))
+    with Session(program) as session:
+        for start, end in pairwise(cuts):
+            answer = session.run(state.feeds(ids[:, start:end], start))
+            state.keep(answer)
+            parts.append(answer["logits"].reshape(ids.shape[0], end - start, -1))
     return np.concatenate(parts, axis=1)
 
 
