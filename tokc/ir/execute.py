@@ -35,6 +35,7 @@ class Session:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
+        options.enable_cpu_mem_arena = False  # a session runs once or twice; memory goes back at once
         # Otherwise a DequantizeLinear before a MatMul becomes a kernel that rounds the activations to int8.
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
         options.add_session_config_entry("session.disable_prepacking", "1")
