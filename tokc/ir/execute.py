@@ -24,8 +24,8 @@ _IN_PLACE = frozenset(
 class Session:
     """Hold a program that is ready to run.
 
-    Weights of numpy's own types are handed over in place, others are copied once. Weights are not folded: each
-    is unpacked to f32 when it is read, with several copies of it alive for that while.
+    Weights of numpy's own types are handed over in place, others are copied once. Weights are not folded:
+    each is unpacked to f32 when it is read, with several copies of it alive for that while.
     """
 
     def __init__(self, program: Program, threads: int = 2) -> None:
