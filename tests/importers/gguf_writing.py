@@ -6,14 +6,24 @@ from typing import Any
 import gguf
 import numpy as np
 
+from tests.tiny_models import tiny_model
 from tokc.importers.families import GGUF_LAYER_TENSORS, GGUF_SANDWICH_TENSORS, GGUF_TENSORS
 
 Kind = gguf.GGMLQuantizationType
 ARCHITECTURES = {"llama": "llama", "llama3": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3": "gemma3"}
 
 
+# GGUF files leave these out, so they are what the family's row says.
+GGUF_SIZES = {"gemma3": {"num_hidden_layers": 7, "layer_types": None, "query_pre_attn_scalar": 32}}
+
+
+def gguf_model(family: str, **overrides: object) -> Any:
+    sizes = {"qwen2": {"use_sliding_window": False}}.get(family, {})
+    return tiny_model(family, **{**GGUF_SIZES.get(family, {}), **sizes, **overrides})
+
+
 def write_gguf(model: Any, family: str, path: Path, kind: Kind) -> dict[str, np.ndarray]:
-    """Write a model, its matrices in `kind`; return its weights as the file expresses them, by Hugging Face name."""
+    """Write a model, its matrices in `kind`; return its weights as the file expresses them."""
     architecture, config = ARCHITECTURES[family], model.config
     writer = gguf.GGUFWriter(path, architecture)
     _write_sizes(writer, architecture, config)
@@ -25,7 +35,7 @@ def write_gguf(model: Any, family: str, path: Path, kind: Kind) -> dict[str, np.
         if architecture == "gemma3" and name.endswith("norm.weight"):
             rows = rows + np.float32(1)
         data = gguf.quantize(rows, stored)
-        writer.add_tensor(_gguf_name(name, architecture), data, raw_dtype=stored)
+        writer.add_tensor(gguf_name(name, architecture), data, raw_dtype=stored)
         kept[name] = gguf.quantize(array, stored)
         kept[name] = gguf.dequantize(kept[name], stored)
     if family == "llama3":
@@ -52,7 +62,8 @@ def _write_sizes(writer: gguf.GGUFWriter, architecture: str, config: Any) -> Non
         writer.add_sliding_window(config.sliding_window)
 
 
-def _gguf_name(name: str, architecture: str) -> str:
+def gguf_name(name: str, architecture: str) -> str:
+    """Return what a GGUF file calls a tensor."""
     names = {**GGUF_LAYER_TENSORS, **(GGUF_SANDWICH_TENSORS if architecture == "gemma3" else {})}
     stem, kind = name.rsplit(".", 1)
     if stem.startswith("model.layers."):
@@ -62,11 +73,23 @@ def _gguf_name(name: str, architecture: str) -> str:
 
 
 def _permuted(array: np.ndarray, name: str, config: Any) -> np.ndarray:
-    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(name.split(".")[-2])
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(
+        name.split(".")[-2]
+    )
     if heads is None:
         return array
     split = array.reshape(heads, 2, array.shape[0] // heads // 2, *array.shape[1:])
     return np.ascontiguousarray(split.swapaxes(1, 2).reshape(array.shape))
+
+
+def unpermuted(array: np.ndarray, name: str, config: Any) -> np.ndarray:
+    """Return the rows of q and k as transformers orders them."""
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(
+        name.split(".")[-2]
+    )
+    if heads is None:
+        return array
+    return array.reshape(heads, -1, 2, array.shape[-1]).swapaxes(1, 2).reshape(array.shape)
 
 
 def _divisors(model: Any) -> np.ndarray:

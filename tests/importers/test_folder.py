@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.importers.running import logits
-from tests.tiny_models import FAMILIES, tiny_folder, tiny_model
 from transformers import AutoModelForCausalLM
 
+from tests.importers.running import logits
+from tests.tiny_models import FAMILIES, tiny_folder, tiny_model
 from tokc.importers import import_model, load_folder
 
 IDS = np.random.default_rng(0).integers(3, 96, (2, 24))

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 from safetensors.numpy import load_file, save_file
-from tests.tiny_models import tiny_folder
 
+from tests.tiny_models import tiny_folder
 from tokc.errors import ImportRefused
 from tokc.importers import import_model
 
@@ -84,7 +84,10 @@ CASES = {
     "integers": (write_integers, "has type 'I32'; supported are F32, F16, BF16"),
     "foreign tensor": (add_tensor, "'model.layers.0.self_attn.q_norm.weight' has no place in family 'llama'"),
     "broken tokenizer": (break_tokenizer, "'tokenizer.json' cannot be read"),
-    "architecture": (edit_config(architectures=["MambaForCausalLM"]), "unknown architecture 'MambaForCausalLM'"),
+    "architecture": (
+        edit_config(architectures=["MambaForCausalLM"]),
+        "unknown architecture 'MambaForCausalLM'",
+    ),
     "rope type": (edit_config(rope_parameters={"rope_type": "yarn"}), "of type 'yarn' are not supported"),
     "shape": (edit_config(intermediate_size=128), "has shape [96, 64], the configuration asks for [128, 64]"),
     "too few layers": (edit_config(num_hidden_layers=2), "has no place in family 'llama'"),
@@ -112,5 +115,7 @@ def test_a_path_that_does_not_exist_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_context_beyond_the_models_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ImportRefused, match="a context of 129 tokens is out of range; the model was made for up to 128"):
+    with pytest.raises(
+        ImportRefused, match="a context of 129 tokens is out of range; the model was made for up to 128"
+    ):
         import_model(tiny_folder("llama", tmp_path), context=129)

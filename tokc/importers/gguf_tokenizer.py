@@ -42,7 +42,7 @@ _TEKKEN = (
 class Split:
     """State how a byte-level vocabulary cuts text before merging.
 
-    `single_digits` takes digits one by one first; `composed` normalizes to NFC; `whole_words` looks a piece up
+    `single_digits` takes digits one by one first; `composed` normalizes to NFC; `whole_words` looks pieces up
     before merging; `begins` says that the begin token is added unless the file says otherwise.
     """
 
