@@ -1,0 +1,150 @@
+"""Arithmetic on vectors of 16 f32, the same bits wherever an element sits.
+
+Every vector has 16 lanes, whatever the machine's are: LLVM splits it. So sums have one order on all instruction
+sets. Products that are added go through `fma`, and products that are not to be fused go through `multiply`,
+because LLVM contracts `a * b + c` where it sees both, which may differ between two variants of one tile.
+"""
+
+import math
+from collections.abc import Callable
+
+from tvm.tirx.script.builder import ir as T
+
+from tokc.targets.cpu.kernels.tir import Buffer, Expr, intrinsic, ramp, splat
+
+LANES = 16
+F32 = f"float32x{LANES}"
+I32 = f"int32x{LANES}"
+
+EXP_LOW = -87.0
+EXP_HIGH = 88.0
+LN2_HIGH = 0.693359375
+LN2_LOW = -2.12194440e-4
+# Cephes expf: exp(r) = 1 + r + r * r * p(r) on |r| <= ln(2) / 2, relative error 2e-7 at most.
+EXP_COEFFICIENTS = (
+    1.9875691500e-4,
+    1.3981999507e-3,
+    8.3334519073e-3,
+    4.1665795894e-2,
+    1.6666665459e-1,
+    5.0000001201e-1,
+)
+
+
+def keep(value: Expr) -> Expr:
+    """Evaluate a float once, here, and return what reads it.
+
+    Not T.Bind: TVM's simplifier replaces a bound name by its value, so that a chain of names that are read twice
+    each grows exponentially.
+    """
+    dtype, _, count = str(value.ty).partition("x")
+    lanes = int(count or 1)
+    local = T.alloc_buffer((lanes,), dtype, scope="global")
+    index = ramp(0, lanes) if lanes > 1 else 0
+    T.buffer_store(local, value, [index])
+    return local[index]
+
+
+def load(buffer: Buffer, start: Expr, lanes: int = LANES) -> Expr:
+    """Return `lanes` consecutive elements."""
+    return keep(buffer[ramp(start, lanes)])
+
+
+def store(buffer: Buffer, start: Expr, value: Expr, lanes: int = LANES) -> None:
+    """Write consecutive elements."""
+    T.buffer_store(buffer, value, [ramp(start, lanes)])
+
+
+def constant(value: float) -> Expr:
+    """Return a vector of one f32."""
+    return splat(T.float32(value), LANES)
+
+
+def widen(vector: Expr) -> Expr:
+    """Return 16 halves or bytes as f32; exact."""
+    return keep(T.Cast(F32, vector))
+
+
+def fma(a: Expr, b: Expr, c: Expr) -> Expr:
+    """Return a * b + c, rounded once."""
+    return keep(intrinsic(F32, "llvm.fma", a, b, c))
+
+
+def multiply(a: Expr, b: Expr) -> Expr:
+    """Return a * b, rounded before whatever follows; never -0."""
+    return fma(a, b, constant(0.0))
+
+
+def fold(vector: Expr, combine: Callable[[Expr, Expr], Expr]) -> Expr:
+    """Reduce 16 lanes to a scalar, halves first: lane i with lane i + 8, then i + 4, and so on."""
+    lanes = LANES
+    while lanes > 1:
+        lanes //= 2
+        low = T.Shuffle([vector], list(range(lanes)))
+        high = T.Shuffle([vector], list(range(lanes, 2 * lanes)))
+        vector = keep(combine(low, high))
+    return vector
+
+
+def total(vector: Expr) -> Expr:
+    """Return the sum of the lanes."""
+    return fold(vector, lambda a, b: a + b)
+
+
+def whole_total(vector: Expr) -> Expr:
+    """Return the exact sum of i32 lanes."""
+    return keep(intrinsic("int32", "llvm.vector.reduce.add", vector))
+
+
+def largest(vector: Expr) -> Expr:
+    """Return the largest lane."""
+    return fold(vector, T.max)
+
+
+def magnitude(vector: Expr) -> Expr:
+    """Return |x|."""
+    return keep(intrinsic(F32, "llvm.fabs", vector))
+
+
+def exponential(x: Expr, low: float = EXP_LOW) -> Expr:
+    """Return exp(x), 0 below `low`; exp(0) is exactly 1."""
+    x = keep(x)
+    clamped = keep(T.max(T.min(x, constant(EXP_HIGH)), constant(low)))
+    power = nearest(multiply(clamped, constant(1 / math.log(2))))
+    rest = fma(power, constant(-LN2_HIGH), clamped)
+    rest = fma(power, constant(-LN2_LOW), rest)
+    polynomial = constant(EXP_COEFFICIENTS[0])
+    for coefficient in EXP_COEFFICIENTS[1:]:
+        polynomial = fma(polynomial, rest, constant(coefficient))
+    mantissa = fma(polynomial, multiply(rest, rest), rest)
+    bits = (T.Cast(I32, power) + splat(127, LANES)) << splat(23, LANES)
+    value = multiply(keep(mantissa + constant(1.0)), keep(T.reinterpret(F32, bits)))
+    return keep(T.Select(x >= constant(low), value, constant(0.0)))
+
+
+def silu(x: Expr) -> Expr:
+    """Return x / (1 + exp(-x))."""
+    return keep(x / (constant(1.0) + exponential(constant(0.0) - x)))
+
+
+def gelu_tanh(x: Expr) -> Expr:
+    """Return x * (1 + tanh(u)) / 2 with u = sqrt(2 / pi) * (x + 0.044715 * x ** 3), as x / (1 + exp(-2 * u))."""
+    square = multiply(x, x)
+    inner = multiply(x, fma(square, constant(0.044715), constant(1.0)))
+    return keep(x / (constant(1.0) + exponential(multiply(inner, constant(-2 * math.sqrt(2 / math.pi))))))
+
+
+ACTIVATIONS: dict[str, Callable[[Expr], Expr]] = {"silu": silu, "gelu_tanh": gelu_tanh}
+
+
+def sigmoid(x: Expr) -> Expr:
+    """Return 1 / (1 + exp(-x))."""
+    return keep(constant(1.0) / (constant(1.0) + exponential(constant(0.0) - x)))
+
+
+ACTIVATIONS["sigmoid"] = sigmoid
+
+
+def nearest(x: Expr) -> Expr:
+    """Round to the nearest whole number, halves to even."""
+    return keep(intrinsic(F32, "llvm.nearbyint", x))
