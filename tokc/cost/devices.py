@@ -1,0 +1,128 @@
+"""The machine that is measured: what it is, how fast it reads memory and how fast it multiplies."""
+
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+PROBE_BYTES = 1 << 28
+PROBE_REPEATS = 5
+MATMUL_SIZE = 1024
+# Multiply-adds of 8-bit integers for one of f32, by instruction set; the first that the CPU has.
+INT8_SPEEDUP: Mapping[str, float] = {
+    "i8mm": 8.0,  # smmla, usmmla
+    "avx512_vnni": 4.0,  # vpdpbusd
+    "avx_vnni": 4.0,
+    "asimddp": 4.0,  # sdot
+    "avx2": 4.0 / 3.0,  # vpmaddubsw, vpmaddwd and vpaddd for what one vpdpbusd does
+}
+
+
+@dataclass(frozen=True)
+class Host:
+    """A machine; rates are per second over all usable cores.
+
+    `read_bytes_per_s` and `f32_flops_per_s` are measured as `how` says; `int8_flops_per_s` is predicted
+    from the latter and the CPU's instructions.
+    """
+
+    cpu: str
+    arch: str
+    cores: int
+    memory_bytes: int
+    instructions: tuple[str, ...]
+    read_bytes_per_s: float
+    f32_flops_per_s: float
+    int8_flops_per_s: float
+    how: str
+
+
+@runtime_checkable
+class ReadsMemory(Protocol):
+    """An executor that can measure its own read bandwidth, with the threads that run the model."""
+
+    def read_bandwidth(self) -> float:
+        """Return bytes a second."""
+        ...
+
+
+def probe(executor: object = None) -> Host:
+    """Measure this machine for about a second; an executor that can, reads memory with its own threads."""
+    if isinstance(executor, ReadsMemory):
+        bandwidth, how = executor.read_bandwidth(), "read by the artifact's own threads"
+    else:
+        bandwidth, how = _numpy_bandwidth(), "read by numpy, a lower bound"
+    flops = _matmul_flops()
+    features = cpu_features()
+    speedup = next((factor for name, factor in INT8_SPEEDUP.items() if name in features), 1.0)
+    return Host(
+        cpu=cpu_name(),
+        arch=platform.machine(),
+        cores=usable_cores(),
+        memory_bytes=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        instructions=tuple(
+            name for name in (*INT8_SPEEDUP, "avx512f", "amx_int8", "fma", "f16c") if name in features
+        ),
+        read_bytes_per_s=bandwidth,
+        f32_flops_per_s=flops,
+        int8_flops_per_s=flops * speedup,
+        how=f"{how}; f32 matmul of {MATMUL_SIZE} by numpy; int8 taken as {speedup:.3g} times that",
+    )
+
+
+def cpu_name() -> str:
+    """Return the processor's name as the kernel tells it, the architecture where it does not."""
+    for line in _cpuinfo():
+        key, _, value = line.partition(":")
+        if key.strip() in {"model name", "Model"}:
+            return value.strip()
+    return platform.processor() or platform.machine()
+
+
+def cpu_features() -> frozenset[str]:
+    """Return the instruction sets in the kernel's spelling, none where it does not tell."""
+    for line in _cpuinfo():
+        key, _, value = line.partition(":")
+        if key.strip() in {"flags", "Features"}:
+            return frozenset(value.split())
+    return frozenset()
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def _cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def _numpy_bandwidth() -> float:
+    """Return the best rate at which numpy, on every core, finds the largest word of a buffer."""
+    cores = usable_cores()
+    parts = np.array_split(np.ones(PROBE_BYTES // 8, np.uint64), cores)
+    with ThreadPoolExecutor(cores) as pool:
+        return max(
+            PROBE_BYTES / _seconds(lambda: list(pool.map(np.max, parts))) for _ in range(PROBE_REPEATS)
+        )
+
+
+def _matmul_flops() -> float:
+    left = np.ones((MATMUL_SIZE, MATMUL_SIZE), np.float32)
+    right, out = left.copy(), np.empty_like(left)
+    return max(
+        2.0 * MATMUL_SIZE**3 / _seconds(lambda: np.matmul(left, right, out=out)) for _ in range(PROBE_REPEATS)
+    )
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    start_s = time.perf_counter()
+    work()
+    return time.perf_counter() - start_s

@@ -1,0 +1,142 @@
+"""Measures an engine in a closed loop: a batch is sent, answered to its last token, and sent again."""
+
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tokc.cost.devices import Host, probe
+from tokc.errors import TokcError
+from tokc.runtime.engine import Engine
+
+WARM_UP_TOKENS = 4
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A figure over repetitions: median, least and greatest."""
+
+    median: float
+    least: float
+    greatest: float
+    repetitions: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Spread":
+        """Summarize measured values."""
+        return cls(statistics.median(values), min(values), max(values), len(values))
+
+
+@dataclass(frozen=True)
+class Point:
+    """What was measured at one batch size.
+
+    `ttft_s` is the mean time to the first token over the batch's requests, `tpot_s` that between later ones;
+    `tokens_per_s` are output tokens over the whole time, prefill included; `prefill_tokens_per_s` are prompt
+    tokens over the time until every request had its first token.
+    """
+
+    batch: int
+    prompt_tokens: int
+    output_tokens: int
+    ttft_s: Spread
+    tpot_s: Spread
+    tokens_per_s: Spread
+    prefill_tokens_per_s: Spread
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A run of the bench: which artifact, on which machine, with what result."""
+
+    artifact: str
+    manifest_sha256: str
+    measured_at: str
+    host: Host
+    load_s: float
+    peak_rss_bytes: int
+    points: tuple[Point, ...]
+    schema_version: int = 1
+
+
+@dataclass(frozen=True)
+class Load:
+    """What is sent: tokens a prompt, tokens an answer, and how often after one warm-up."""
+
+    prompt_tokens: int = 128
+    output_tokens: int = 64
+    repetitions: int = 3
+
+
+def measure(
+    engine: Engine, batches: Sequence[int], load: Load, progress: Callable[[str], None] = lambda _: None
+) -> tuple[Point, ...]:
+    """Measure each batch size; prompts are random tokens that no prefix cache knows.
+
+    Raises: TokcError if a prompt and its answer do not fit the context.
+    """
+    longest = load.prompt_tokens + load.output_tokens
+    if longest > engine.context_length:
+        raise TokcError(
+            f"{load.prompt_tokens} prompt and {load.output_tokens} answer tokens exceed the context of "
+            f"{engine.context_length}",
+            hint="lower --prompt-tokens or --output-tokens",
+        )
+    prompts = _Prompts(engine.executor.vocab_size, load.prompt_tokens)
+    engine.generate_all(prompts.take(1), max_tokens=WARM_UP_TOKENS, ignore_eos=True)
+    points = []
+    for batch in batches:
+        progress(
+            f"batch {batch}: {load.prompt_tokens} + {load.output_tokens} tokens, {load.repetitions} times"
+        )
+        points.append(_point(engine, batch, load, prompts))
+    return tuple(points)
+
+
+def probe_engine(engine: Engine) -> Host:
+    """Measure the machine with the threads of the engine's executor."""
+    return probe(engine.executor)
+
+
+def peak_rss_bytes() -> int:
+    """Return the most memory that this process has held."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+class _Prompts:
+    """Random prompts, each seen once, the same in every run."""
+
+    def __init__(self, vocab: int, tokens: int) -> None:
+        self.random = np.random.default_rng(0)
+        self.vocab, self.tokens = vocab, tokens
+
+    def take(self, count: int) -> list[list[int]]:
+        return [self.random.integers(self.vocab, size=self.tokens).tolist() for _ in range(count)]
+
+
+def _point(engine: Engine, batch: int, load: Load, prompts: _Prompts) -> Point:
+    ttft, tpot, rate, prefill = [], [], [], []
+    for _ in range(load.repetitions):
+        asked = prompts.take(batch)
+        start_s = time.perf_counter()
+        results = engine.generate_all(asked, max_tokens=load.output_tokens, ignore_eos=True)
+        wall_s = time.perf_counter() - start_s
+        times = [result.timing for result in results]
+        ttft.append(statistics.fmean(one.ttft_s for one in times))
+        tpot.append(statistics.fmean(one.tpot_s or 0.0 for one in times))
+        rate.append(sum(result.usage.completion_tokens for result in results) / wall_s)
+        prefill.append(batch * load.prompt_tokens / max(one.ttft_s for one in times))
+    return Point(
+        batch=batch,
+        prompt_tokens=load.prompt_tokens,
+        output_tokens=load.output_tokens,
+        ttft_s=Spread.of(ttft),
+        tpot_s=Spread.of(tpot),
+        tokens_per_s=Spread.of(rate),
+        prefill_tokens_per_s=Spread.of(prefill),
+    )

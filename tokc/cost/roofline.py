@@ -1,0 +1,122 @@
+"""The least time that a step can take: for each kind of op, bytes over bandwidth or FLOPs over peak.
+
+The work was counted when the artifact was built (`cost.json`), so that pricing it needs no compiler.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from tokc.cost import records
+from tokc.cost.devices import Host
+
+Bound = Literal["bandwidth", "compute"]
+
+# Ops that read weights: their bytes stay when a step has more sequences. Those of all others grow with them.
+WEIGHT_OPS = frozenset({"Linear", "QuantLinear", "MatMul"})
+INT8_OPS = frozenset({"QuantLinear"})
+ATTENTION_OPS = frozenset({"PagedAttention", "Attention"})
+
+
+@dataclass(frozen=True)
+class OpWork:
+    """The work of all nodes of one kind in a step."""
+
+    op: str
+    count: int
+    flops: float
+    bytes: float
+
+
+@dataclass(frozen=True)
+class StepWork:
+    """The work of one step: `tokens` of one sequence, each attending to `context` tokens."""
+
+    tokens: int
+    context: int
+    ops: tuple[OpWork, ...]
+
+    @property
+    def bytes(self) -> float:
+        """Return the bytes of all ops."""
+        return sum(op.bytes for op in self.ops)
+
+    @property
+    def flops(self) -> float:
+        """Return the FLOPs of all ops."""
+        return sum(op.flops for op in self.ops)
+
+    def at(self, *, sequences: int = 1, context: int | None = None) -> "StepWork":
+        """Return the work of `sequences` such steps at once, at another context.
+
+        Weights are read once for all; attention grows with the context; activations beside
+        weights are left out.
+        """
+        length = self.context if context is None else context
+        ops = tuple(self._scaled(op, sequences, length / self.context) for op in self.ops)
+        return StepWork(self.tokens * sequences, length, ops)
+
+    def _scaled(self, op: OpWork, sequences: int, longer: float) -> OpWork:
+        factor = sequences * (longer if op.op in ATTENTION_OPS else 1.0)
+        return replace(op, flops=op.flops * factor, bytes=op.bytes * (1.0 if op.op in WEIGHT_OPS else factor))
+
+
+@dataclass(frozen=True)
+class Work:
+    """What `cost.json` holds: the work of one decoded token and of one prefill chunk."""
+
+    decode: StepWork
+    prefill: StepWork
+    schema_version: int = 1
+
+
+@dataclass(frozen=True)
+class OpTime:
+    """The least seconds for one kind of op, and what bounds them."""
+
+    op: str
+    seconds: float
+    bound: str
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The least seconds of a step on a machine."""
+
+    seconds: float
+    ops: tuple[OpTime, ...]
+
+    @property
+    def bandwidth_share(self) -> float:
+        """Return the share of the time that is bound by bytes."""
+        return sum(op.seconds for op in self.ops if op.bound == "bandwidth") / self.seconds
+
+
+def read_work(artifact: Path) -> Work:
+    """Read the work of an artifact.
+
+    Raises: TokcError if `cost.json` is missing or damaged.
+    """
+    return records.read(Work, artifact / "cost.json")
+
+
+def predict(work: StepWork, host: Host) -> Prediction:
+    """Return the least time of a step on `host`."""
+    times = tuple(_op_time(op, host) for op in work.ops)
+    return Prediction(sum(time.seconds for time in times), times)
+
+
+def error(predicted: float, measured: float) -> float:
+    """Return the relative error of a prediction, predicted / measured - 1."""
+    return predicted / measured - 1.0
+
+
+def _op_time(op: OpWork, host: Host) -> OpTime:
+    peak = host.int8_flops_per_s if op.op in INT8_OPS else host.f32_flops_per_s
+    seconds: Mapping[Bound, float] = {
+        "bandwidth": op.bytes / host.read_bytes_per_s,
+        "compute": op.flops / peak,
+    }
+    bound = max(seconds, key=lambda name: seconds[name])
+    return OpTime(op.op, seconds[bound], bound)

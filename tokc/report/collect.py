@@ -1,0 +1,194 @@
+"""Makes a report of an artifact's own files, a bench and a price."""
+
+import hashlib
+from dataclasses import dataclass, replace
+from datetime import date
+from pathlib import Path
+
+from tokc.cost import records
+from tokc.cost.devices import probe
+from tokc.cost.measure import Bench, Point, Spread
+from tokc.cost.prices import Price, usd_per_token
+from tokc.cost.roofline import StepWork, Work, error, predict, read_work
+from tokc.errors import TokcError
+from tokc.report.model import Batch, Figure, Identity, Inputs, LedgerRow, OpBytes, Report, TokenCost
+from tokc.runtime.artifact import Artifact
+
+UTILIZATIONS = (1.0, 0.6, 0.3, 0.1)
+PREDICTED_BATCHES = (1, 8)
+PREDICTED_PROMPT, PREDICTED_OUTPUT = 128, 64
+KV_ITEM_BYTES = {"f32": 4.0, "f16": 2.0, "int8": 1.0}
+KV_SCALE_BYTES = 4
+
+
+@dataclass(frozen=True)
+class _Ledger:
+    ledger: tuple[LedgerRow, ...]
+
+
+def bench_path(artifact: Path) -> Path:
+    """Return where `tokc bench` writes by default: beside the artifact, whose files are sealed by hashes."""
+    return artifact.with_name(f"{artifact.name.removesuffix('.tokc')}.bench.json")
+
+
+def manifest_sha256(artifact: Path) -> str:
+    """Return the hash that stands for the whole artifact."""
+    return hashlib.sha256((artifact / "manifest.json").read_bytes()).hexdigest()
+
+
+def collect(path: Path, price: Price, today: date, bench: Path | None = None) -> Report:
+    """Return the report of an artifact; without a bench this machine is probed and rates are predicted only.
+
+    Raises: TokcError if a file is damaged or the bench is of another artifact.
+    """
+    artifact = Artifact.open(path, verify=False)
+    found = bench or (bench_path(path) if bench_path(path).exists() else None)
+    inputs = Inputs(host=probe(), price=price) if found is None else _measured(found, path, price)
+    work = read_work(path)
+    quality = path / "quality.json"
+    return Report(
+        identity=_identity(artifact),
+        host=inputs.host,
+        price=price,
+        price_stated=price.stated(today),
+        batches=_batches(work, inputs),
+        costs=_costs(work, inputs),
+        op_context=work.decode.context,
+        op_bytes=tuple(
+            OpBytes(op.op, op.count, op.bytes, op.flops)
+            for op in sorted(work.decode.ops, key=lambda op: op.bytes, reverse=True)
+        ),
+        ledger=records.read(_Ledger, quality).ledger if quality.exists() else (),
+        measured_at=inputs.measured_at,
+        load_s=inputs.load_s,
+        peak_rss_bytes=inputs.peak_rss_bytes,
+    )
+
+
+def _measured(path: Path, artifact: Path, price: Price) -> Inputs:
+    bench = records.read(Bench, path)
+    if bench.manifest_sha256 != manifest_sha256(artifact):
+        raise TokcError(
+            f"the bench is of another build of '{bench.artifact}'",
+            where=str(path),
+            hint=f"measure this one: tokc bench {artifact}",
+        )
+    return Inputs(bench.host, price, bench.points, bench.measured_at, bench.load_s, bench.peak_rss_bytes)
+
+
+def _identity(artifact: Artifact) -> Identity:
+    manifest, files = artifact.manifest, artifact.manifest.files
+    kv = manifest.kv
+    head_bytes = kv.head_dim * KV_ITEM_BYTES[kv.dtype] + (KV_SCALE_BYTES if kv.dtype == "int8" else 0)
+    return Identity(
+        name=manifest.name,
+        manifest_sha256=manifest_sha256(artifact.path),
+        tokc_version=manifest.tokc_version,
+        family=manifest.model.family,
+        target=f"{manifest.target.kind}:{manifest.target.device}",
+        pipeline=manifest.pipeline,
+        context=manifest.limits.context,
+        weight_bytes=sum(file.bytes for name, file in files.items() if name.endswith(".safetensors")),
+        artifact_bytes=sum(file.bytes for file in files.values()),
+        kv_bytes_per_token=int(2 * kv.layers * kv.kv_heads * head_bytes),
+        kv_dtype=kv.dtype,
+        licence=manifest.licence,
+    )
+
+
+def _batches(work: Work, inputs: Inputs) -> tuple[Batch, ...]:
+    if inputs.points:
+        return tuple(_batch(work, inputs, point.batch, point) for point in inputs.points)
+    return tuple(_batch(work, inputs, batch, None) for batch in PREDICTED_BATCHES)
+
+
+def _batch(work: Work, inputs: Inputs, batch: int, point: Point | None) -> Batch:
+    prompt = PREDICTED_PROMPT if point is None else point.prompt_tokens
+    output = PREDICTED_OUTPUT if point is None else point.output_tokens
+    decode = predict(_decode(work, batch, prompt, output), inputs.host)
+    prefill_s = predict(_prefill(work, batch, prompt), inputs.host).seconds
+    whole_s = prefill_s + (output - 1) * decode.seconds
+    rows = (
+        (
+            "time to first token",
+            "s",
+            prefill_s * _mean_wait(batch, prompt, work.prefill.tokens),
+            None if point is None else point.ttft_s,
+        ),
+        ("time per output token", "s", decode.seconds, None if point is None else point.tpot_s),
+        ("output rate", "tokens/s", batch * output / whole_s, None if point is None else point.tokens_per_s),
+        (
+            "prefill rate",
+            "tokens/s",
+            batch * prompt / prefill_s,
+            None if point is None else point.prefill_tokens_per_s,
+        ),
+    )
+    return Batch(
+        batch=batch,
+        prompt_tokens=prompt,
+        output_tokens=output,
+        repetitions=0 if point is None else point.ttft_s.repetitions,
+        figures=tuple(_figure(name, unit, predicted, spread) for name, unit, predicted, spread in rows),
+        bandwidth_share=decode.bandwidth_share,
+    )
+
+
+def _figure(name: str, unit: str, predicted: float, spread: Spread | None) -> Figure:
+    if spread is None:
+        return Figure(name, unit, None, predicted)
+    return Figure(
+        name,
+        unit,
+        spread.median,
+        predicted,
+        spread.least,
+        spread.greatest,
+        error(predicted, spread.median),
+    )
+
+
+def _decode(work: Work, batch: int, prompt: int, output: int) -> StepWork:
+    """Return the work of a decode step in the middle of the answers."""
+    return work.decode.at(sequences=batch, context=prompt + output // 2)
+
+
+def _prefill(work: Work, batch: int, prompt: int) -> StepWork:
+    """Return the work of reading `batch` prompts: that of the chunk that was counted, in proportion.
+
+    Weights are read once a chunk, however short it is.
+    """
+    share = batch * prompt / work.prefill.tokens
+    counted = work.prefill.at(
+        context=max(prompt // 2, 1)
+    )  # a prompt's token attends to half of it on average
+    ops = tuple(replace(op, flops=op.flops * share, bytes=op.bytes * max(share, 1.0)) for op in counted.ops)
+    return StepWork(batch * prompt, prompt, ops)
+
+
+def _mean_wait(batch: int, prompt: int, chunk: int) -> float:
+    """Return when the requests' first tokens come on average, as a share of the time that all prompts take.
+
+    Prompts are read in order in chunks; a request's token comes with the chunk that its prompt ends in.
+    """
+    whole = batch * prompt
+    ends = [min(-(-(index + 1) * prompt // chunk) * chunk, whole) for index in range(batch)]
+    return sum(ends) / batch / whole
+
+
+def _costs(work: Work, inputs: Inputs) -> tuple[TokenCost, ...]:
+    rates = [
+        (batch.batch, figure)
+        for batch in _batches(work, inputs)
+        for figure in batch.figures
+        if figure.name == "output rate"
+    ]
+    costs = []
+    for batch, figure in rates:
+        rate = figure.predicted if figure.measured is None else figure.measured
+        assert rate, "a batch has an output rate"
+        for utilization in UTILIZATIONS:
+            usd = usd_per_token(inputs.price, rate, utilization)
+            basis = "predicted" if figure.measured is None else "measured"
+            costs.append(TokenCost(batch, utilization, basis, rate, usd * 1e3, usd * 1e6))
+    return tuple(costs)

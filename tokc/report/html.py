@@ -1,0 +1,241 @@
+"""The report as one HTML file that needs nothing else: no script, no font, no network."""
+
+from collections.abc import Iterable
+from html import escape
+from importlib.resources import files
+
+from tokc.report import units
+from tokc.report.model import Batch, Figure, LedgerRow, Report, TokenCost
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+{style}</style>
+</head>
+<body>
+<main>
+{body}
+</main>
+</body>
+</html>
+"""
+
+
+def render(report: Report) -> str:
+    """Return the page."""
+    parts = [_head(report), _tiles(report), _costs(report), _speed(report), _bytes(report)]
+    parts += [_ledger(report), _method(report)]
+    style = files("tokc.report").joinpath("style.css").read_text()
+    title = escape(f"{report.identity.name}: cost of a token")
+    return _PAGE.format(title=title, style=style, body="\n".join(parts))
+
+
+def _head(report: Report) -> str:
+    identity, host = report.identity, report.host
+    when = (
+        "predicted, not measured"
+        if report.measured_at is None
+        else f"measured {units.moment(report.measured_at)}"
+    )
+    line = f"{host.cpu}, {host.cores} cores, {identity.target}, {when}"
+    return f'<h1>{escape(identity.name)}</h1>\n<p class="lead">The cost of a token on {escape(line)}</p>'
+
+
+def _tiles(report: Report) -> str:
+    full = {cost.batch: cost for cost in report.costs if cost.utilization == 1}
+    most, first = full[max(full)], report.batches[0]
+    tiles = [(units.usd(most.usd_per_mtok), f"for 1M output tokens, {most.batch} requests at once")]
+    if len(full) > 1:
+        alone = full[min(full)]
+        tiles.append((units.usd(alone.usd_per_mtok), f"for 1M output tokens, {_requests(alone.batch)}"))
+    for figure in first.figures[:2]:
+        value = figure.predicted if figure.measured is None else figure.measured
+        assert value is not None, "a figure is measured or predicted"
+        tiles.append((units.quantity(value, figure.unit), f"{figure.name}, {_requests(first.batch)}"))
+    cells = (
+        f'<div class="tile"><b>{escape(big)}</b><span>{escape(small)}</span></div>' for big, small in tiles
+    )
+    return '<div class="tiles">\n' + "\n".join(cells) + "\n</div>"
+
+
+def _requests(count: int) -> str:
+    return "one request at a time" if count == 1 else f"{count} requests at once"
+
+
+def _costs(report: Report) -> str:
+    by_batch: dict[int, list[TokenCost]] = {}
+    for cost in report.costs:
+        by_batch.setdefault(cost.batch, []).append(cost)
+    charts = "\n".join(_cost_chart(batch, costs, report) for batch, costs in by_batch.items())
+    return _section(
+        "Cost",
+        "A machine is paid for while it waits, too: each bar is the price of a million output tokens if it "
+        f"works that share of the time. {report.price_stated}.",
+        f'<div class="pair">\n{charts}\n</div>',
+    )
+
+
+def _cost_chart(batch: int, costs: list[TokenCost], report: Report) -> str:
+    greatest = max(cost.usd_per_mtok for cost in report.costs)
+    rows = [
+        _bar(
+            f"{cost.utilization:.0%} in use",
+            f"{units.usd(cost.usd_per_mtok)} <small>per 1M, {units.usd(cost.usd_per_ktok)} per 1k</small>",
+            cost.usd_per_mtok / greatest,
+        )
+        for cost in costs
+    ]
+    rate = units.figures(costs[0].tokens_per_s)
+    title = f"{_requests(batch).capitalize()}: {rate} tokens/s, {costs[0].basis}"
+    return f'<figure class="bars">\n<h3>{escape(title)}</h3>\n' + "\n".join(rows) + "\n</figure>"
+
+
+def _speed(report: Report) -> str:
+    key = (
+        '<p class="key"><span><i class="m"></i>measured, median</span>'
+        '<span><i class="s"></i>least to greatest</span><span><i class="r"></i>roofline</span></p>'
+    )
+    charts = "\n".join(_speed_chart(batch) for batch in report.batches)
+    first = report.batches[0]
+    times = f"{first.repetitions} repetitions after a warm-up" if first.repetitions else "not measured"
+    text = (
+        f"Closed loop of {first.prompt_tokens} prompt and {first.output_tokens} output tokens, {times}. "
+        "The roofline is the best that this machine's memory and arithmetic allow; the percentage is its "
+        "error, roofline / measured − 1."
+    )
+    return _section("Speed", text, f'{key}\n<div class="pair">\n{charts}\n</div>')
+
+
+def _speed_chart(batch: Batch) -> str:
+    rows = "\n".join(_figure_bar(figure) for figure in batch.figures)
+    title = (
+        f"{_requests(batch.batch).capitalize()}; {batch.bandwidth_share:.0%} of decoding is bound by bytes"
+    )
+    return f'<figure class="bars">\n<h3>{escape(title)}</h3>\n{rows}\n</figure>'
+
+
+def _figure_bar(figure: Figure) -> str:
+    given = [value for value in (figure.measured, figure.predicted, figure.greatest) if value is not None]
+    top = max(given) * 1.02
+    predicted = "" if figure.predicted is None else units.quantity(figure.predicted, figure.unit)
+    wrong = "" if figure.error is None else f", {units.percent(figure.error)}"
+    small = f"<small>roofline {predicted}{wrong}</small>"
+    main = predicted if figure.measured is None else units.quantity(figure.measured, figure.unit)
+    spread = None
+    if figure.least is not None and figure.greatest is not None:
+        spread = (figure.least / top, figure.greatest / top)
+    mark = None if figure.predicted is None else figure.predicted / top
+    return _bar(figure.name, f"{main} {small}", (figure.measured or 0.0) / top, mark, spread)
+
+
+def _bar(
+    label: str,
+    value: str,
+    share: float,
+    mark: float | None = None,
+    spread: tuple[float, float] | None = None,
+) -> str:
+    shapes = [
+        '<rect class="track" y="2" width="100%" height="10" rx="2"/>',
+        f'<rect class="fill" y="2" width="{_part(share)}" height="10" rx="2"/>',
+    ]
+    if spread is not None:
+        shapes.append(f'<line class="range" x1="{_part(spread[0])}" x2="{_part(spread[1])}" y1="7" y2="7"/>')
+    if mark is not None:
+        shapes.append(f'<rect class="mark" x="{_part(mark)}" y="-1" width="3" height="16"/>')
+    return (
+        f'<div class="bar"><span>{escape(label)}</span><span class="value">{value}</span>'
+        f'<svg aria-hidden="true">{"".join(shapes)}</svg></div>'
+    )
+
+
+def _part(share: float) -> str:
+    return f"{100 * share:.2f}%"
+
+
+def _bytes(report: Report) -> str:
+    total = sum(op.bytes for op in report.op_bytes) or 1.0
+    greatest = max((op.bytes for op in report.op_bytes), default=1.0) or 1.0
+    rows = [
+        _bar(
+            f"{op.op} × {op.count}",
+            f"{units.scaled(op.bytes, 'B')} <small>{op.bytes / total:.1%}</small>",
+            op.bytes / greatest,
+        )
+        for op in report.op_bytes
+    ]
+    text = (
+        f"What one decoded token reads and writes with {report.op_context} tokens before it, counted from "
+        f"the program's shapes: {units.scaled(total, 'B')} in all. Decoding is mostly a matter of bytes."
+    )
+    return _section("Bytes of a token", text, '<figure class="bars">\n' + "\n".join(rows) + "\n</figure>")
+
+
+def _ledger(report: Report) -> str:
+    if not report.ledger:
+        return _section("Passes", "This artifact has no ledger.", "")
+    heads = ("pass", "nodes", "weights", "bytes a token", "KL, nats", "same top-1", "seconds")
+    header = "".join(f"<th>{head}</th>" for head in heads)
+    rows = "\n".join(_ledger_row(row, heads) for row in report.ledger)
+    text = (
+        "What each pass did to the program. KL and top-1 compare its answers with those of the program "
+        "before it; an exact pass changes no more than the order of sums."
+    )
+    table = f"<thead><tr>{header}</tr></thead>\n<tbody>\n{rows}\n</tbody>"
+    return _section("Passes", text, f'<div class="scroll"><table class="stack">{table}</table></div>')
+
+
+def _ledger_row(row: LedgerRow, heads: Iterable[str]) -> str:
+    kl = "–" if row.kl_mean is None else f"{row.kl_mean:.1e}"
+    cells = [
+        escape(row.pass_spec),
+        str(row.nodes_after),
+        _before_after(row.weight_bytes_before, row.weight_bytes_after),
+        _before_after(row.bytes_before, row.bytes_after),
+        '<span class="exact">exact</span>' if row.exact and row.changed else kl,
+        "–" if row.top1_agree is None else f"{row.top1_agree:.1%}",
+        f"{row.seconds:.2f}",
+    ]
+    spec, *rest = zip(heads, cells, strict=True)
+    others = "".join(f'<td data-label="{head}"><span>{cell}</span></td>' for head, cell in rest)
+    return f'<tr{"" if row.changed else " class=idle"}><td class="spec">{spec[1]}</td>{others}</tr>'
+
+
+def _before_after(before: float, after: float) -> str:
+    moved = units.change(before, after)
+    return units.scaled(after, "B") + ("" if moved == "–" else f" ({moved})")
+
+
+def _method(report: Report) -> str:
+    identity, host = report.identity, report.host
+    cache = f"{units.scaled(identity.kv_bytes_per_token, 'B')} a token in {identity.kv_dtype}"
+    f32, int8 = (units.scaled(rate, "FLOP/s") for rate in (host.f32_flops_per_s, host.int8_flops_per_s))
+    size, weights = (units.scaled(size, "B") for size in (identity.artifact_bytes, identity.weight_bytes))
+    facts = [
+        ("Artifact", f"{escape(identity.name)}, manifest sha256 <code>{identity.manifest_sha256}</code>"),
+        ("Built by", f"tokc {escape(identity.tokc_version)} for {escape(identity.target)}"),
+        ("Pipeline", f"<code>{escape(identity.pipeline.replace(',', ', '))}</code>"),
+        ("Size", f"{size}, weights {weights}"),
+        ("Cache", f"{cache}, context of {identity.context} tokens"),
+        ("Machine", f"{escape(host.cpu)}, {host.cores} cores, {escape(', '.join(host.instructions))}"),
+        ("Memory reads", f"{units.scaled(host.read_bytes_per_s, 'B/s')}, measured"),
+        ("Arithmetic", f"{f32} in f32, measured; {int8} in int8, predicted"),
+        ("Method", escape(host.how)),
+        ("Price", escape(report.price_stated)),
+    ]
+    if report.load_s is not None and report.peak_rss_bytes is not None:
+        peak = units.scaled(report.peak_rss_bytes, "B")
+        facts.insert(4, ("Loading", f"{units.seconds(report.load_s)}; at most {peak} of memory in use"))
+    if identity.licence:
+        facts.insert(2, ("Licence", escape(identity.licence)))
+    rows = "".join(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in facts)
+    return _section("What was measured, and how", "", f"<dl>{rows}</dl>")
+
+
+def _section(title: str, text: str, content: str) -> str:
+    note = f'<p class="note">{escape(text)}</p>\n' if text else ""
+    return f"<section>\n<h2>{escape(title)}</h2>\n{note}{content}\n</section>"

@@ -1,0 +1,127 @@
+"""What a report says, as data: read by the terminal, HTML and JSON forms alike."""
+
+from dataclasses import dataclass
+
+from tokc.cost.devices import Host
+from tokc.cost.measure import Point
+from tokc.cost.prices import Price
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Name what was measured; `manifest_sha256` stands for every byte of the artifact."""
+
+    name: str
+    manifest_sha256: str
+    tokc_version: str
+    family: str
+    target: str
+    pipeline: str
+    context: int
+    weight_bytes: int
+    artifact_bytes: int
+    kv_bytes_per_token: int
+    kv_dtype: str
+    licence: str | None = None
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A measured figure beside what the machine allows; `error` is predicted / measured - 1."""
+
+    name: str
+    unit: str
+    measured: float | None
+    predicted: float | None
+    least: float | None = None
+    greatest: float | None = None
+    error: float | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The figures at one batch size; `bandwidth_share` of the predicted decode time is bound by bytes."""
+
+    batch: int
+    prompt_tokens: int
+    output_tokens: int
+    repetitions: int
+    figures: tuple[Figure, ...]
+    bandwidth_share: float
+
+
+@dataclass(frozen=True)
+class TokenCost:
+    """What output tokens cost at a batch size; `basis` tells if the rate was measured or predicted."""
+
+    batch: int
+    utilization: float
+    basis: str
+    tokens_per_s: float
+    usd_per_ktok: float
+    usd_per_mtok: float
+
+
+@dataclass(frozen=True)
+class OpBytes:
+    """The bytes that one kind of op moves for one decoded token."""
+
+    op: str
+    count: int
+    bytes: float
+    flops: float
+
+
+@dataclass(frozen=True)
+class LedgerRow:
+    """What one pass did to the program: its size, its price and its answers."""
+
+    pass_spec: str
+    seconds: float
+    changed: bool
+    exact: bool
+    nodes_before: int
+    nodes_after: int
+    weight_bytes_before: int
+    weight_bytes_after: int
+    bytes_before: float
+    bytes_after: float
+    kl_mean: float | None = None
+    top1_agree: float | None = None
+    max_abs_logit_diff: float | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """The cost of a token of one artifact on one machine.
+
+    `measured_at` is None where nothing was measured; `op_bytes` are those of a token at `op_context` tokens.
+    """
+
+    identity: Identity
+    host: Host
+    price: Price
+    price_stated: str
+    batches: tuple[Batch, ...]
+    costs: tuple[TokenCost, ...]
+    op_context: int
+    op_bytes: tuple[OpBytes, ...]
+    ledger: tuple[LedgerRow, ...]
+    measured_at: str | None = None
+    load_s: float | None = None
+    peak_rss_bytes: int | None = None
+    schema_version: int = SCHEMA_VERSION
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a report is made of, beside the artifact's own files."""
+
+    host: Host
+    price: Price
+    points: tuple[Point, ...] = ()
+    measured_at: str | None = None
+    load_s: float | None = None
+    peak_rss_bytes: int | None = None
