@@ -32,10 +32,10 @@ EXP_COEFFICIENTS = (
 
 
 def keep(value: Expr) -> Expr:
-    """Evaluate a float once, here, and return what reads it.
+    """Evaluate once, here, and return what reads it.
 
     Not T.Bind: TVM's simplifier replaces a bound name by its value, so that a chain of names that are read twice
-    each grows exponentially.
+    each grows exponentially. LLVM turns the local buffer back into a register.
     """
     dtype, _, count = str(value.ty).partition("x")
     lanes = int(count or 1)
@@ -43,6 +43,22 @@ def keep(value: Expr) -> Expr:
     index = ramp(0, lanes) if lanes > 1 else 0
     T.buffer_store(local, value, [index])
     return local[index]
+
+
+class Variables:
+    """Vectors that change, indexed by Python integers; one local buffer each, as TVM bounds a buffer's size."""
+
+    def __init__(self, count: int) -> None:
+        """Allocate `count` vectors of 16 f32."""
+        self._buffers = [T.alloc_buffer((LANES,), "float32", scope="global") for _ in range(count)]
+
+    def __getitem__(self, index: int) -> Expr:
+        """Read a vector."""
+        return self._buffers[index][ramp(0, LANES)]
+
+    def __setitem__(self, index: int, value: Expr) -> None:
+        """Write a vector."""
+        T.buffer_store(self._buffers[index], value, [ramp(0, LANES)])
 
 
 def load(buffer: Buffer, start: Expr, lanes: int = LANES) -> Expr:

@@ -1,0 +1,146 @@
+"""The body of RopeWriteKV: one (token, head) at a time, so that a single token keeps several threads busy."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from tvm.tirx.script.builder import ir as T
+
+from tokc.targets.cpu.kernels.rope_write_kv import CACHE_TYPES, RopeWriteKV
+from tokc.targets.cpu.kernels.tir import Arguments, Buffer, Expr, function, splat, zeros
+from tokc.targets.cpu.kernels.vector_math import (
+    I32,
+    LANES,
+    Variables,
+    constant,
+    fma,
+    keep,
+    largest,
+    load,
+    magnitude,
+    multiply,
+    nearest,
+    store,
+    total,
+)
+
+F16_LARGEST = 65504.0
+
+
+def build(spec: RopeWriteKV) -> Any:
+    """Return the PrimFunc of a specialization."""
+    return function(spec.symbol, spec.args, lambda arguments: Body(spec, arguments).emit())
+
+
+class Body:
+    """Builds the kernel's statements."""
+
+    def __init__(self, spec: RopeWriteKV, arguments: Arguments) -> None:
+        """Declare buffers; a head's vectors live in `head`."""
+        self.spec, self.arguments = spec, arguments
+        self.vectors = spec.dim // LANES
+        names = ("q", "k", "v", "cos", "sin", "q_out", *(("q_norm", "k_norm") if spec.qk_norm else ()))
+        self.floats = {name: arguments.buffer(name, "float32") for name in names}
+        names = ("positions", "sequences", "block_tables", "info")
+        self.integers = {name: arguments.buffer(name, "int32") for name in names}
+        self.keys = arguments.buffer("cache_key", CACHE_TYPES[spec.kv_dtype])
+        self.values = arguments.buffer("cache_value", CACHE_TYPES[spec.kv_dtype])
+        if spec.kv_dtype == "int8":
+            self.key_scales = arguments.buffer("key_scale", "float32")
+            self.value_scales = arguments.buffer("value_scale", "float32")
+        self.head = Variables(self.vectors)
+
+    def emit(self) -> None:
+        """Walk this thread's share: every token of one head, then of the next."""
+        spec, rows = self.spec, self.arguments.rows
+        with self.arguments.share(rows * (spec.heads + 2 * spec.kv_heads)) as index:
+            head, row = keep(index // rows), keep(index % rows)
+            with T.If(head < spec.heads), T.Then():
+                self.rotated("q", row * spec.q_stride + head * spec.dim, row)
+                for i in range(self.vectors):
+                    store(self.floats["q_out"], (row * spec.heads + head) * spec.dim + i * LANES, self.head[i])
+            with T.If(T.And(head >= spec.heads, head < spec.heads + spec.kv_heads)), T.Then():
+                kv_head = keep(head - spec.heads)
+                self.rotated("k", row * spec.k_stride + kv_head * spec.dim, row)
+                self.write_key(row, kv_head)
+            with T.If(head >= spec.heads + spec.kv_heads), T.Then():
+                kv_head = keep(head - spec.heads - spec.kv_heads)
+                start = T.Bind(row * spec.v_stride + kv_head * spec.dim)
+                for i in range(self.vectors):
+                    self.head[i] = load(self.floats["v"], start + i * LANES)
+                self.write_value(row, kv_head)
+
+    def rotated(self, name: str, start: Expr, row: Expr) -> None:
+        """Leave the head that begins at `start`, normed if asked for and rotated, in `head`."""
+        for i in range(self.vectors):
+            self.head[i] = load(self.floats[name], start + i * LANES)
+        if self.spec.qk_norm:
+            self.normed(f"{name}_norm")
+        half = self.vectors // 2
+        angle = keep(self.integers["positions"][row] * (self.spec.dim // 2))
+        for i in range(half):
+            cos, sin = (load(self.floats[table], angle + i * LANES) for table in ("cos", "sin"))
+            low, high = keep(self.head[i]), keep(self.head[i + half])
+            self.head[i] = fma(low, cos, multiply(keep(constant(0.0) - high), sin))
+            self.head[i + half] = fma(high, cos, multiply(low, sin))
+
+    def normed(self, weight: str) -> None:
+        """Replace the head by its RMS norm."""
+        squares = keep(zeros(LANES))
+        for i in range(self.vectors):
+            squares = fma(self.head[i], self.head[i], squares)
+        mean = keep(total(squares) / T.float32(self.spec.dim))
+        inverse = keep(splat(T.float32(1) / T.sqrt(mean + T.float32(self.spec.epsilon)), LANES))
+        for i in range(self.vectors):
+            self.head[i] = multiply(multiply(self.head[i], inverse), load(self.floats[weight], i * LANES))
+
+    def place(self, row: Expr, kv_head: Expr) -> tuple[Expr, Expr]:
+        """Return (block index, slot): the token's page and head, and its slot in the page."""
+        position = keep(self.integers["positions"][row])
+        table = T.Bind(self.integers["sequences"][row] * self.integers["info"][3])
+        page = self.integers["block_tables"][table + position // self.spec.page]
+        block = keep(T.Cast("int64", page) * T.int64(self.spec.kv_heads) + T.Cast("int64", kv_head))
+        return block, keep(T.Cast("int64", position % self.spec.page))
+
+    def write_key(self, row: Expr, kv_head: Expr) -> None:
+        """Scatter the head into its page's column."""
+        spec = self.spec
+        block, slot = self.place(row, kv_head)
+        start = keep(block * T.int64(spec.dim * spec.page) + slot)
+        with self.stored(self.key_scales if spec.kv_dtype == "int8" else None, block, slot) as vectors:
+            for i in range(self.vectors):
+                vector = keep(vectors[i])
+                for lane in range(LANES):
+                    element = T.Shuffle([vector], [lane])
+                    T.buffer_store(self.keys, element, [start + T.int64((i * LANES + lane) * spec.page)])
+
+    def write_value(self, row: Expr, kv_head: Expr) -> None:
+        """Write the head as its page's row."""
+        spec = self.spec
+        block, slot = self.place(row, kv_head)
+        start = keep((block * T.int64(spec.page) + slot) * T.int64(spec.dim))
+        with self.stored(self.value_scales if spec.kv_dtype == "int8" else None, block, slot) as vectors:
+            for i in range(self.vectors):
+                index = T.Ramp(start + T.int64(i * LANES), T.int64(1), LANES)
+                T.buffer_store(self.values, vectors[i], [index])
+
+    @contextmanager
+    def stored(self, scales: Buffer | None, block: Expr, slot: Expr) -> Iterator[Variables | list[Expr]]:
+        """Give the head in the cache's dtype, its scale written."""
+        dtype = CACHE_TYPES[self.spec.kv_dtype]
+        if dtype == "float32":
+            yield self.head
+            return
+        if dtype == "float16":
+            limit = constant(F16_LARGEST)
+            clamped = [T.max(T.min(self.head[i], limit), constant(-F16_LARGEST)) for i in range(self.vectors)]
+            yield [T.Cast(f"float16x{LANES}", keep(vector)) for vector in clamped]
+            return
+        peak = keep(magnitude(self.head[0]))
+        for i in range(1, self.vectors):
+            peak = keep(T.max(peak, magnitude(self.head[i])))
+        scale = keep(largest(peak) / T.float32(127))
+        inverse = keep(T.Select(scale > T.float32(0), T.float32(1) / scale, T.float32(0)))
+        T.buffer_store(scales, scale, [block * T.int64(self.spec.page) + slot])
+        quants = [nearest(multiply(self.head[i], splat(inverse, LANES))) for i in range(self.vectors)]
+        yield [T.Cast(f"int8x{LANES}", T.Cast(I32, quant)) for quant in quants]
