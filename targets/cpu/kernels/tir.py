@@ -61,26 +61,29 @@ def zeros(lanes: int, dtype: str = "float32") -> Expr:
     return T.Broadcast(T.Cast(dtype, 0) if dtype != "float32" else T.float32(0), lanes)
 
 
-def registers(count: int, lanes: int, dtype: str) -> "Registers":
-    """Return `count` vectors that live in registers."""
-    return Registers(T.alloc_buffer((count * lanes,), dtype, scope="global"), lanes)
-
-
 class Registers:
-    """An array of vectors, indexed by Python integers only."""
+    """An array of vectors that live in registers, indexed by Python integers only.
 
-    def __init__(self, buffer: Buffer, lanes: int) -> None:
-        """Wrap a local buffer."""
-        self._buffer = buffer
+    A buffer each, because TVM moves local buffers of 1 KiB and more to a workspace that needs its runtime.
+    """
+
+    def __init__(self, count: int, lanes: int, dtype: str) -> None:
+        """Make `count` vectors."""
+        self._buffers = [T.alloc_buffer((lanes,), dtype, scope="global") for _ in range(count)]
         self._lanes = lanes
 
     def __getitem__(self, index: int) -> Expr:
         """Read a vector."""
-        return self._buffer[ramp(index * self._lanes, self._lanes)]
+        return self._buffers[index][ramp(0, self._lanes)]
 
     def __setitem__(self, index: int, value: Expr) -> None:
         """Write a vector."""
-        T.buffer_store(self._buffer, value, [ramp(index * self._lanes, self._lanes)])
+        T.buffer_store(self._buffers[index], value, [ramp(0, self._lanes)])
+
+
+def registers(count: int, lanes: int, dtype: str) -> Registers:
+    """Return `count` vectors that live in registers."""
+    return Registers(count, lanes, dtype)
 
 
 def intrinsic(dtype: str, name: str, *operands: Expr) -> Expr:
