@@ -1,20 +1,37 @@
-"""Attention over paged keys and values, one token's heads at a time.
+"""Attend over a paged cache: prefill, chunked prefill and decode in one kernel.
 
-y = softmax(scale * q @ K.T) @ V over the positions of the token's sequence up to its own (Vaswani et al. 2017,
-arXiv:1706.03762; pages as Kwon et al. 2023, arXiv:2309.06180). Scores of a page are 16 lanes, so the sums have one
-order whatever the batch, the chunk or the thread: all scores, their maximum, the exponentials, then the values
-position by position.
+Token t of sequence s = sequences[t] at p = positions[t] attends to positions j of s with j <= p, and j > p - window
+if there is a window; position j lies in page block_tables[s, j // 16], slot j % 16.
+
+Positions are taken in blocks of 64, with a running maximum m, sum l and result a per head (Milakov and Gimelshein
+2018, arXiv:1805.02867; Dao et al. 2022, arXiv:2205.14135):
+    s = scale * q @ K,   m' = max(m, max(s)),   e = exp(s - m'),   l = l * exp(m - m') + sum(e),
+    a = a * exp(m - m') + e @ V,   y = a / l.
+Blocks begin at multiples of 64 of the position, whatever the step holds. So a token's operations and their order
+depend on its position alone: its bits are the same in a decode step, in any chunk of a prefill, and on any number
+of threads.
+
+Shapes: q f32[rows, heads * dim]; cache and integer inputs as in rope_write_kv.py; scratch, `scratch_bytes` for each
+        thread; y f32[rows, heads * dim]; int8 form as in quantize.py.
 """
 
 from dataclasses import dataclass
 from typing import Any
 
+from tokc.errors import TargetRefused
 from tokc.targets.cpu.isa import Isa
+from tokc.targets.cpu.kernels.quantize import output_args, output_tag
+from tokc.targets.cpu.kernels.rms_norm import float_tag
+from tokc.targets.cpu.kernels.rope_write_kv import PAGE, cache_args, require_cache
+
+BLOCK_PAGES = 4
+BLOCK = BLOCK_PAGES * PAGE
+ROWS_AT_ONCE = 48
 
 
 @dataclass(frozen=True)
 class PagedAttention:
-    """q f32[rows, heads * dim] -> y f32[rows, heads * dim], its int8 form, or both; `window` 0 is unbounded."""
+    """One specialization; `window` 0 attends to all, `context` bounds a sequence's length."""
 
     isa: Isa
     heads: int
@@ -28,34 +45,78 @@ class PagedAttention:
     quantize: bool
     keep_float: bool
 
+    def __post_init__(self) -> None:
+        """Refuse what no kernel computes."""
+        require_cache(self.page, self.dim, self.kv_dtype)
+        if self.heads % self.kv_heads:
+            raise TargetRefused(f"{self.heads} heads do not divide into {self.kv_heads} groups")
+
     @property
     def symbol(self) -> str:
         """Return the C symbol."""
-        shape = f"{self.heads}_{self.kv_heads}_{self.dim}_{self.page}_w{self.window}_c{self.context}"
-        outputs = f"{'f' if self.keep_float else ''}{'q' if self.quantize else ''}"
-        name = f"paged_attention_{self.kv_dtype}_{shape}_{float(self.scale).hex()}_{outputs}"
-        return name.translate(str.maketrans(".+-", "_pm"))
+        outputs = output_tag(keep_float=self.keep_float, quantize=self.quantize)
+        shape = f"{self.heads}_{self.kv_heads}x{self.dim}_{self.kv_dtype}"
+        return f"paged_attention_{shape}_w{self.window}_{float_tag(self.scale)}_{outputs}"
 
     @property
     def args(self) -> tuple[str, ...]:
         """Return the pointer arguments."""
-        scales = ("key_scale", "value_scale") if self.kv_dtype == "int8" else ()
-        outputs = (*(("y",) if self.keep_float else ()), *(("xq", "xs", "xsum") if self.quantize else ()))
         batch = ("positions", "sequences", "block_tables", "info", "scratch")
-        return ("q", "cache_key", "cache_value", *scales, *batch, *outputs)
+        outputs = output_args(keep_float=self.keep_float, quantize=self.quantize)
+        return ("q", *cache_args(self.kv_dtype), *batch, *outputs)
 
     @property
     def group(self) -> int:
-        """Return how many query heads share a key head."""
+        """Return how many heads share a head of the cache."""
         return self.heads // self.kv_heads
 
     @property
+    def vectors(self) -> int:
+        """Return how many accumulators of 16 f32 a tile holds in registers."""
+        return 24 if "avx512f" in self.isa.features else 6
+
+    @property
+    def tile_rows(self) -> int:
+        """Return how many rows (token, head) a tile of a prefill has."""
+        return 6 if "avx512f" in self.isa.features else 3
+
+    @property
+    def tokens_at_once(self) -> int:
+        """Return how many tokens of a sequence share their reads of the cache."""
+        return max(1, ROWS_AT_ONCE // self.group)
+
+    @property
+    def rows(self) -> int:
+        """Return how many rows the scratch holds, whole tiles."""
+        return -(-self.tokens_at_once * self.group // self.tile_rows) * self.tile_rows
+
+    @property
+    def scratch_offsets(self) -> dict[str, int]:
+        """Return where each part of a thread's scratch begins, in f32, and their sum as 'end'."""
+        sizes = {
+            "q": self.rows * self.dim,
+            "result": self.rows * self.dim,
+            "weights": self.rows * BLOCK,
+            "peak": self.rows * PAGE,
+            "sum": self.rows * PAGE,
+            "decay": self.rows * PAGE,
+            "keys": BLOCK * self.dim,
+            "values": BLOCK * self.dim,
+            "value_scales": BLOCK,
+        }
+        offsets, end = {}, 0
+        for name, size in sizes.items():
+            offsets[name] = end
+            end += size
+        return {**offsets, "end": end}
+
+    @property
     def scratch_bytes(self) -> int:
-        """Return the scratch that one thread needs: the scores of all heads of a group."""
-        return 4 * self.group * (-(-self.context // self.page) * self.page)
+        """Return the size of one thread's scratch."""
+        return 4 * self.scratch_offsets["end"]
 
     def build(self) -> Any:
         """Return the PrimFunc."""
-        from tokc.targets.cpu.kernels.attention_bodies import paged_attention
+        from tokc.targets.cpu.kernels.paged_attention_body import build
 
-        return paged_attention(self)
+        return build(self)
