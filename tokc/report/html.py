@@ -112,10 +112,9 @@ def _speed(report: Report) -> str:
 
 def _speed_chart(batch: Batch) -> str:
     rows = "\n".join(_figure_bar(figure) for figure in batch.figures)
-    title = (
-        f"{_requests(batch.batch).capitalize()}; {batch.bandwidth_share:.0%} of decoding is bound by bytes"
-    )
-    return f'<figure class="bars">\n<h3>{escape(title)}</h3>\n{rows}\n</figure>'
+    bound = f"{batch.bandwidth_share:.0%} of the least decode time is bound by bytes, the rest by arithmetic."
+    title = f"<h3>{_requests(batch.batch).capitalize()}</h3>"
+    return f'<figure class="bars">\n{title}\n{rows}\n<figcaption>{bound}</figcaption>\n</figure>'
 
 
 def _figure_bar(figure: Figure) -> str:

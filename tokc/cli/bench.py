@@ -1,0 +1,87 @@
+"""`tokc bench`: measure an artifact on this machine."""
+
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tokc.cli.console import console, print_json, progress
+
+if TYPE_CHECKING:
+    from tokc.cost.measure import Bench, Load
+
+
+def bench(
+    artifact: Annotated[Path, typer.Argument(help="A NAME.tokc folder.", show_default=False)],
+    *,
+    batch: Annotated[list[int] | None, typer.Option(min=1, help="Requests at once. [default: 1, 8]")] = None,
+    prompt_tokens: Annotated[int, typer.Option(min=1, help="Tokens of a prompt.")] = 128,
+    output_tokens: Annotated[int, typer.Option(min=2, help="Tokens of an answer.")] = 64,
+    repetitions: Annotated[int, typer.Option(min=3, help="How often, after a warm-up.")] = 3,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads. [default: every core]")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="[default: NAME.bench.json]")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Measure time to first token, time per token and tokens per second in a closed loop."""
+    from tokc.cost import records
+    from tokc.cost.measure import Load
+    from tokc.report.collect import bench_path
+
+    result = _measure(
+        artifact, tuple(batch or (1, 8)), Load(prompt_tokens, output_tokens, repetitions), threads
+    )
+    path = out or bench_path(artifact)
+    records.write(path, result)
+    if as_json:
+        print_json(records.encode(result))
+        return
+    _print(result)
+    typer.echo(f"written to {path}; price it: tokc report {artifact} --bench {path}", err=True)
+
+
+def _measure(artifact: Path, batches: tuple[int, ...], load: "Load", threads: int | None) -> "Bench":
+    import tokc
+    from tokc.cost.measure import Bench, measure, peak_rss_bytes, probe_engine
+    from tokc.report.collect import manifest_sha256
+
+    with progress() as say:
+        say(f"load {artifact}")
+        start_s = time.perf_counter()
+        with tokc.load(artifact, threads=threads) as engine:
+            load_s = time.perf_counter() - start_s
+            points = measure(engine, batches, load, say)
+            peak = peak_rss_bytes()
+            say("probe this machine's memory and arithmetic")
+            host = probe_engine(engine)
+    return Bench(
+        artifact=artifact.name,
+        manifest_sha256=manifest_sha256(artifact),
+        measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        host=host,
+        load_s=load_s,
+        peak_rss_bytes=peak,
+        points=points,
+    )
+
+
+def _print(result: "Bench") -> None:
+    from rich.table import Table
+
+    from tokc.report import units
+
+    table = Table("batch", box=None, pad_edge=False, header_style="dim")
+    for column in ("first token", "per token", "output tokens/s", "least to greatest", "prefill tokens/s"):
+        table.add_column(column, justify="right")
+    for point in result.points:
+        rate = point.tokens_per_s
+        table.add_row(
+            str(point.batch),
+            units.seconds(point.ttft_s.median),
+            units.seconds(point.tpot_s.median),
+            units.figures(rate.median),
+            f"{units.figures(rate.least)} to {units.figures(rate.greatest)}",
+            units.figures(point.prefill_tokens_per_s.median),
+        )
+    console().print(table)

@@ -1,0 +1,73 @@
+"""`tokc inspect`: what an artifact holds."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tokc.cli.console import console, print_json
+
+if TYPE_CHECKING:
+    from tokc.runtime.artifact import Artifact
+
+
+def inspect(
+    artifact: Annotated[Path, typer.Argument(help="A NAME.tokc folder.", show_default=False)],
+    *,
+    plan: Annotated[bool, typer.Option("--plan", help="Print every launch of a step.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
+) -> None:
+    """Print an artifact's manifest, memory and passes; its files are not read through."""
+    from tokc.runtime.artifact import Artifact
+
+    found = Artifact.open(artifact, verify=False)
+    if plan:
+        typer.echo((artifact / "plan.txt").read_text(), nl=False)
+    elif as_json:
+        print_json(found.manifest.to_json())
+    else:
+        _print(found)
+
+
+def _print(artifact: "Artifact") -> None:
+    from rich.table import Table
+
+    from tokc.report import units
+
+    manifest = artifact.manifest
+    model, kv, limits = manifest.model, manifest.kv, manifest.limits
+    facts = {
+        "model": f"{model.family}: {model.layers} layers of {model.hidden}, {model.heads} heads "
+        f"({model.kv_heads} for keys and values) of {model.head_dim}, vocabulary {model.vocab}",
+        "target": f"{manifest.target.kind}:{manifest.target.device} ({manifest.target.arch})",
+        "pipeline": manifest.pipeline.replace(",", "\n"),
+        "limits": f"context {limits.context} tokens; a step {limits.max_tokens_per_step} tokens, "
+        f"{limits.max_rows} sequences",
+        "cache": f"pages of {kv.page} tokens in {kv.dtype}",
+        "memory": _memory(artifact.path),
+        "licence": manifest.licence or "not stated",
+        "built by": f"tokc {manifest.tokc_version}",
+    }
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for name, text in facts.items():
+        table.add_row(f"[dim]{name}[/]", text)
+    files = Table("file", box=None, pad_edge=False, header_style="dim")
+    files.add_column("bytes", justify="right")
+    files.add_column("sha256")
+    for name, file in sorted(manifest.files.items()):
+        files.add_row(name, units.scaled(file.bytes, "B"), file.sha256[:16])
+    out = console()
+    out.print(f"[bold]{manifest.name}[/]")
+    out.print(table)
+    out.print()
+    out.print(files)
+
+
+def _memory(path: Path) -> str:
+    """Return what a step needs beside the weights, from the plan."""
+    from tokc.report import units
+
+    plan = json.loads((path / "plan.json").read_text())
+    launches = len(plan["launches"])
+    return f"{units.scaled(plan['arena_bytes'], 'B')} of activations; {launches} launches a step"
