@@ -16,7 +16,7 @@ from tokc.ir.ops import node_cost
 from tokc.ir.program import Program
 from tokc.targets.cpu.codegen import Kernel
 from tokc.targets.cpu.isa import Isa
-from tokc.targets.cpu.kernels.elementwise import Add, GatherRows, Scale
+from tokc.targets.cpu.kernels.elementwise import Add, Apply, GatherRows, Multiply, Scale
 from tokc.targets.cpu.kernels.gated_activation import GatedActivation
 from tokc.targets.cpu.kernels.paged_attention import PagedAttention
 from tokc.targets.cpu.kernels.quantize import Quantize
@@ -384,16 +384,31 @@ def lower_add(low: Lowering, node: ir.Node) -> None:
     low.launch(node, Add(low.isa, a.width, a.stride, b.stride), (a.operand, b.operand, out), a.rows)
 
 
-def lower_scale(low: Lowering, node: ir.Node) -> None:
-    """Lower a product with a constant scalar."""
+def lower_product(low: Lowering, node: ir.Node) -> None:
+    """Lower a product of two activations, or of one with a constant scalar."""
     values = [required(value) for value in node.inputs]
     constants = [value for value in values if value.const_value is not None]
-    if len(constants) != 1 or constants[0].const_value is None or constants[0].const_value.size != 1:
+    if not constants:
+        a, b = (low.slots[value] for value in values)
+        out = low.activation(node.outputs[0], a.width, a.rows)
+        low.launch(node, Multiply(low.isa, a.width, a.stride, b.stride), (a.operand, b.operand, out), a.rows)
+        return
+    if constants[0].const_value is None or constants[0].const_value.size != 1:
         raise TargetRefused("the CPU target multiplies by constant scalars only", where=f"node '{node.name}'")
     factor = float(constants[0].const_value.numpy().reshape(()))
     x = low.slots[next(value for value in values if value is not constants[0])]
     out = low.activation(node.outputs[0], x.width, x.rows)
     low.launch(node, Scale(low.isa, x.width, x.stride, factor), (x.operand, out), x.rows)
+
+
+def lower_activation(low: Lowering, node: ir.Node) -> None:
+    """Lower an activation that no gated projection took in."""
+    if node.op_type == "Gelu" and text(node, "approximate", "none") != "tanh":
+        raise TargetRefused("the CPU target runs Gelu with approximate='tanh' only", where=f"node '{node.name}'")
+    x = low.slots[required(node.inputs[0])]
+    out = low.activation(node.outputs[0], x.width, x.rows)
+    function = {"Sigmoid": "sigmoid", "Gelu": "gelu_tanh"}[node.op_type]
+    low.launch(node, Apply(low.isa, x.width, x.stride, function), (x.operand, out), x.rows)
 
 
 def skip(low: Lowering, node: ir.Node) -> None:
@@ -405,7 +420,9 @@ LOWER: Mapping[tuple[str, str], Callable[[Lowering, ir.Node], None]] = {
     ("", "RMSNormalization"): lower_norm,
     ("", "Split"): lower_split,
     ("", "Add"): lower_add,
-    ("", "Mul"): lower_scale,
+    ("", "Mul"): lower_product,
+    ("", "Sigmoid"): lower_activation,
+    ("", "Gelu"): lower_activation,
     ("tokc", "QuantEmbedding"): lower_quant_embedding,
     ("tokc", "AddRmsNorm"): lower_norm,
     ("tokc", "Linear"): lower_linear,

@@ -17,7 +17,6 @@ from tokc.targets.cpu.packing import pack_linear, pack_quant, packed_bytes
 
 Array = npt.NDArray[Any]
 ROW_ALIGNMENT = 32
-MATRIX = 2
 
 
 class Weights:
@@ -45,14 +44,14 @@ class Weights:
     def linear(self, node: ir.Node, x_stride: int) -> tuple[Tensor, Tensor | None, Linear]:
         """Return weight, bias and kernel of a Linear."""
         value = given(node.inputs[1])
-        rows, columns = shape_of(value)
+        rows, columns = matrix_shape(value)
         bias = self._bias(node, 2)
         kernel = Linear(self._isa, rows, columns, bias is not None, x_stride, padded(rows))
         return self._packed_linear(value, kernel), bias, kernel
 
     def quant_linear(self, node: ir.Node) -> tuple[Tensor, Tensor | None, QuantLinear]:
         """Return weight, bias and kernel of a QuantLinear."""
-        rows, columns = shape_of(given(node.inputs[1]))
+        rows, columns = matrix_shape(given(node.inputs[1]))
         bias = self._bias(node, 4)
         bits, symmetric = grid_of(node)
         kernel = QuantLinear(self._isa, rows, columns, bits, symmetric, bias is not None, padded(rows))
@@ -60,7 +59,7 @@ class Weights:
 
     def embedding(self, table: ir.Value) -> tuple[Tensor, Embedding | LinearEmbedding]:
         """Return the table and its kernel; a tied table is read from the projection's layout."""
-        rows, columns = shape_of(table)
+        rows, columns = matrix_shape(table)
         tied = [use for use, index in table.uses() if use.op_type == "Linear" and index == 1]
         if tied:
             linear = Linear(self._isa, rows, columns, False, columns, padded(rows))
@@ -70,7 +69,7 @@ class Weights:
 
     def quant_embedding(self, node: ir.Node) -> tuple[Tensor, QuantEmbedding]:
         """Return the table, in the projection's layout, and its kernel."""
-        rows, columns = shape_of(given(node.inputs[1]))
+        rows, columns = matrix_shape(given(node.inputs[1]))
         bits, symmetric = grid_of(node)
         linear = QuantLinear(self._isa, rows, columns, bits, symmetric, False, padded(rows))
         return self._packed_quant(node, linear), QuantEmbedding(linear)
@@ -150,13 +149,21 @@ def shape_of(value: ir.Value) -> tuple[int, ...]:
     source = given(producer.inputs[0]) if producer is not None else value
     if source.const_value is None:
         raise TargetRefused("the CPU target needs constant weights", where=f"value '{value.name}'")
-    shape = tuple(int(extent) for extent in source.const_value.shape.numpy())
-    if len(shape) == MATRIX and shape[1] % GROUP:
+    return tuple(int(extent) for extent in source.const_value.shape.numpy())
+
+
+def matrix_shape(value: ir.Value) -> tuple[int, int]:
+    """Return a projection's shape.
+
+    Raises: TargetRefused if its columns do not fill groups.
+    """
+    rows, columns = shape_of(value)
+    if columns % GROUP:
         raise TargetRefused(
-            f"weight '{value.name}' has {shape[1]} columns; the CPU target takes multiples of {GROUP}",
+            f"weight '{value.name}' has {columns} columns; the CPU target takes multiples of {GROUP}",
             hint="pad the model's hidden and intermediate sizes",
         )
-    return shape
+    return rows, columns
 
 
 def array(value: ir.Value) -> Array:

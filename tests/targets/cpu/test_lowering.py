@@ -1,0 +1,46 @@
+"""Every family, lowered to machine code: the artifact's answers equal those of the program in onnxruntime."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.tiny_models import FAMILIES, tiny_folder
+from tokc.compiler import Request, build, precision
+from tokc.quality.divergence import logits
+from tokc.runtime.artifact import Artifact
+from tokc.runtime.executors.base import Batch
+from tokc.runtime.executors.cpu import CpuExecutor
+
+TOKENS = 40
+# (weights, cache): the first is exact up to the order of f32 sums; the others also round where the program does.
+PRECISIONS = {("f32", "f32"): 2e-4, ("int8", "f16"): 0.05, ("int4", "int8"): 0.1}
+
+
+def answers(artifact: Path, ids: np.ndarray, chunk: int) -> np.ndarray:
+    """Run one sequence through the executor in chunks, on pages in descending order."""
+    executor = CpuExecutor.open(Artifact.open(artifact), threads=2)
+    table = np.arange(-(-len(ids) // executor.page_size), dtype=np.int32)[None, ::-1]
+    parts = []
+    for start in range(0, len(ids), chunk):
+        part = ids[start : start + chunk].astype(np.int32)
+        count = np.arange(len(part), dtype=np.int32)
+        batch = Batch(part, start + count, np.zeros_like(count), np.ascontiguousarray(table), count)
+        parts.append(executor.step(batch).copy())
+    executor.close()
+    return np.concatenate(parts)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("weights", "kv"), PRECISIONS)
+def test_lowered_families_answer_as_their_programs_do(family: str, weights: str, kv: str, tmp_path: Path) -> None:
+    folder = tiny_folder(family, tmp_path / family, head_dim=32)
+    request = Request(folder, precision=precision(weights, kv), context=64, check=False)
+    built = build(request, tmp_path / "model.tokc")
+    ids = np.random.default_rng(5).integers(0, built.program.config.vocab, TOKENS)
+    expected = logits(built.program, ids)[0]
+    whole = answers(built.artifact, ids, TOKENS)
+    error = np.abs(whole - expected).max() / np.abs(expected).max()
+    assert error < PRECISIONS[weights, kv]
+    for chunk in (1, 7, 16):
+        assert (answers(built.artifact, ids, chunk) == whole).all(), f"chunks of {chunk} change bits"
