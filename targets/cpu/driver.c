@@ -23,10 +23,10 @@
 #define PAUSE() __asm__ volatile("yield")
 #endif
 
-/* A waiter spins this often before it gives its core away: about 0.1 ms, longer than the gap between two
- * decode steps. */
-#define IDLE_SPINS 4000
-#define BARRIER_SPINS 20000
+/* A waiter spins this often before it gives its core away: between steps about 0.1 ms, longer than the gap of two
+ * decode steps; at a barrier less, for the thread that it waits for may need the core. */
+#define IDLE_SPINS 2000
+#define BARRIER_SPINS 1000
 
 typedef void (*kernel_fn)(void *const *pointers, int32_t rows, int32_t tid, int32_t threads);
 extern const kernel_fn tokc_kernels[];
