@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from tests.report.sample import HOST
-from tokc.cost.roofline import OpWork, StepWork, predict, read_work
+from tokc.cost.roofline import OpWork, StepWork, Work, predict, read_work
 from tokc.errors import TokcError
 
 STEP = StepWork(1, 1000, (OpWork("QuantLinear", 2, 4e9, 1e6), OpWork("PagedAttention", 1, 1e3, 8e6)))
@@ -33,3 +33,13 @@ def test_a_damaged_file_names_the_field(tmp_path: Path) -> None:
     (tmp_path / "cost.json").write_text(json.dumps({"decode": step, "prefill": step}))
     with pytest.raises(TokcError, match=r"'decode.ops\[0\].bytes' is not given"):
         read_work(tmp_path)
+
+
+def test_reading_prompts_reads_weights_once_a_chunk_and_each_cache_once() -> None:
+    prefill = StepWork(
+        512, 512, (OpWork("QuantLinear", 2, 512e9, 9e9), OpWork("PagedAttention", 1, 512e3, 9e9))
+    )
+    linear, attention = Work(STEP, prefill).reading(batch=8, prompt=128).ops
+    assert (linear.flops, linear.bytes) == (1024e9, 2e6)
+    assert attention.flops == pytest.approx(1024e3 * 64 / 512)
+    assert attention.bytes == pytest.approx(8e6 * 128 / 1000 * 8)

@@ -70,6 +70,26 @@ class Work:
     prefill: StepWork
     schema_version: int = 1
 
+    def reading(self, *, batch: int, prompt: int) -> StepWork:
+        """Return the least work of reading `batch` prompts of `prompt` tokens, in chunks like the counted one.
+
+        FLOPs are those of the counted chunk in proportion. Weights are read once a chunk and a sequence's cache
+        once; activations count no bytes, since those of a chunk stay in the cores' caches.
+        """
+        tokens = batch * prompt
+        share, chunks = tokens / self.prefill.tokens, -(-tokens // self.prefill.tokens)
+        longer = prompt / 2 / self.prefill.context  # a prompt's token attends to half of it on average
+        once = {op.op: op.bytes for op in self.decode.ops}
+        ops = []
+        for op in self.prefill.ops:
+            flops, moved = op.flops * share, 0.0
+            if op.op in WEIGHT_OPS:
+                moved = once.get(op.op, op.bytes) * chunks
+            elif op.op in ATTENTION_OPS:
+                flops, moved = flops * longer, once.get(op.op, 0.0) * prompt / self.decode.context * batch
+            ops.append(replace(op, flops=flops, bytes=moved))
+        return StepWork(tokens, prompt, tuple(ops))
+
 
 @dataclass(frozen=True)
 class OpTime:

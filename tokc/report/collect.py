@@ -1,7 +1,7 @@
 """Makes a report of an artifact's own files, a bench and a price."""
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
@@ -106,7 +106,7 @@ def _batch(work: Work, inputs: Inputs, batch: int, point: Point | None) -> Batch
     prompt = PREDICTED_PROMPT if point is None else point.prompt_tokens
     output = PREDICTED_OUTPUT if point is None else point.output_tokens
     decode = predict(_decode(work, batch, prompt, output), inputs.host)
-    prefill_s = predict(_prefill(work, batch, prompt), inputs.host).seconds
+    prefill_s = predict(work.reading(batch=batch, prompt=prompt), inputs.host).seconds
     whole_s = prefill_s + (output - 1) * decode.seconds
     rows = (
         (
@@ -151,19 +151,6 @@ def _figure(name: str, unit: str, predicted: float, spread: Spread | None) -> Fi
 def _decode(work: Work, batch: int, prompt: int, output: int) -> StepWork:
     """Return the work of a decode step in the middle of the answers."""
     return work.decode.at(sequences=batch, context=prompt + output // 2)
-
-
-def _prefill(work: Work, batch: int, prompt: int) -> StepWork:
-    """Return the work of reading `batch` prompts: that of the chunk that was counted, in proportion.
-
-    Weights are read once a chunk, however short it is.
-    """
-    share = batch * prompt / work.prefill.tokens
-    counted = work.prefill.at(
-        context=max(prompt // 2, 1)
-    )  # a prompt's token attends to half of it on average
-    ops = tuple(replace(op, flops=op.flops * share, bytes=op.bytes * max(share, 1.0)) for op in counted.ops)
-    return StepWork(batch * prompt, prompt, ops)
 
 
 def _mean_wait(batch: int, prompt: int, chunk: int) -> float:

@@ -177,7 +177,7 @@ def _bytes(report: Report) -> str:
 def _ledger(report: Report) -> str:
     if not report.ledger:
         return _section("Passes", "This artifact has no ledger.", "")
-    heads = ("pass", "nodes", "weights", "bytes a token", "KL, nats", "same top-1", "seconds")
+    heads = ("pass", "nodes", "weights", "bytes a token", "KL, nats", "same top-1")
     header = "".join(f"<th>{head}</th>" for head in heads)
     rows = "\n".join(_ledger_row(row, heads) for row in report.ledger)
     text = (
@@ -197,7 +197,6 @@ def _ledger_row(row: LedgerRow, heads: Iterable[str]) -> str:
         _before_after(row.bytes_before, row.bytes_after),
         '<span class="exact">exact</span>' if row.exact and row.changed else kl,
         "–" if row.top1_agree is None else f"{row.top1_agree:.1%}",
-        f"{row.seconds:.2f}",
     ]
     spec, *rest = zip(heads, cells, strict=True)
     others = "".join(f'<td data-label="{head}"><span>{cell}</span></td>' for head, cell in rest)

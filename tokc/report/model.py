@@ -76,10 +76,12 @@ class OpBytes:
 
 @dataclass(frozen=True)
 class LedgerRow:
-    """What one pass did to the program: its size, its price and its answers."""
+    """What one pass did to the program: its size, its price and its answers.
+
+    Times are not in the artifact, which is the same bytes however long it took to build.
+    """
 
     pass_spec: str
-    seconds: float
     changed: bool
     exact: bool
     nodes_before: int

@@ -82,7 +82,7 @@ def _bytes(report: Report) -> Table:
 
 
 def _ledger(report: Report) -> Table:
-    table = _table("Passes", "pass", "nodes", "weights", "bytes/token", "KL, nats", "same top-1", "seconds")
+    table = _table("Passes", "pass", "nodes", "weights", "bytes/token", "KL, nats", "same top-1")
     for row in report.ledger:
         kl = "exact" if row.exact and row.changed else "–" if row.kl_mean is None else f"{row.kl_mean:.2e}"
         table.add_row(
@@ -92,7 +92,6 @@ def _ledger(report: Report) -> Table:
             units.change(row.bytes_before, row.bytes_after),
             kl,
             "–" if row.top1_agree is None else f"{row.top1_agree:.1%}",
-            f"{row.seconds:.2f}",
         )
     return table
 
