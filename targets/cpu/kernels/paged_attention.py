@@ -1,18 +1,18 @@
 """Attend over a paged cache: prefill, chunked prefill and decode in one kernel.
 
-Token t of sequence s = sequences[t] at p = positions[t] attends to positions j of s with j <= p, and j > p - window
-if there is a window; position j lies in page block_tables[s, j // 16], slot j % 16.
+Token t of sequence s = sequences[t] at p = positions[t] attends to positions j of s with j <= p, and
+j > p - window if there is a window; position j lies in page block_tables[s, j // 16], slot j % 16.
 
-Positions are taken in blocks of 64, with a running maximum m, sum l and result a per head (Milakov and Gimelshein
-2018, arXiv:1805.02867; Dao et al. 2022, arXiv:2205.14135):
+Positions are taken in blocks of 64, with a running maximum m, sum l and result a per head (Milakov and
+Gimelshein 2018, arXiv:1805.02867; Dao et al. 2022, arXiv:2205.14135):
     s = scale * q @ K,   m' = max(m, max(s)),   e = exp(s - m'),   l = l * exp(m - m') + sum(e),
     a = a * exp(m - m') + e @ V,   y = a / l.
-Blocks begin at multiples of 64 of the position, whatever the step holds. So a token's operations and their order
-depend on its position alone: its bits are the same in a decode step, in any chunk of a prefill, and on any number
-of threads.
+Blocks begin at multiples of 64 of the position, whatever the step holds. So a token's operations and their
+order depend on its position alone: its bits are the same in a decode step, in any chunk of a prefill, and on
+any number of threads.
 
-Shapes: q f32[rows, heads * dim]; cache and integer inputs as in rope_write_kv.py; scratch, `scratch_bytes` for each
-        thread; y f32[rows, heads * dim]; int8 form as in quantize.py.
+Shapes: q f32[rows, heads * dim]; cache and integer inputs as in rope_write_kv.py; scratch `scratch_bytes`
+        for each thread; y f32[rows, heads * dim]; int8 form as in quantize.py.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The body of PagedAttention: which thread takes which tokens and heads, and the walk over a sequence's blocks."""
+"""The body of PagedAttention: who takes which tokens and heads, and the walk over a sequence's blocks."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -36,7 +36,7 @@ def build(spec: PagedAttention) -> Any:
 
 @dataclass(frozen=True)
 class Run:
-    """Consecutive tokens of one sequence, and one head of the cache; `table` is where the block table begins."""
+    """Consecutive tokens of one sequence, and one head of the cache; `table` is where the table begins."""
 
     token: Expr
     count: Expr
@@ -62,12 +62,12 @@ class Body:
         self.at = {name: keep(base + offset) for name, offset in spec.scratch_offsets.items()}
         names = ("positions", "sequences", "block_tables", "info")
         self.integers = {name: arguments.buffer(name, "int32") for name in names}
-        names = ("key_scale", "value_scale") if spec.kv_dtype == "int8" else ()
+        scales = ("key_scale", "value_scale") if spec.kv_dtype == "int8" else ()
         self.source = Source(
             spec=spec,
             keys=arguments.buffer("cache_key", CACHE_TYPES[spec.kv_dtype]),
             values=arguments.buffer("cache_value", CACHE_TYPES[spec.kv_dtype]),
-            scales={name: arguments.buffer(name, "float32") for name in names},
+            scales={name: arguments.buffer(name, "float32") for name in scales},
             block_tables=self.integers["block_tables"],
             scratch=self.scratch,
             at=self.at,
@@ -151,7 +151,7 @@ class Body:
             store(self.scratch, self.at["result"] + i * LANES, constant(0.0))
 
     def softmax(self, row: Expr, limit: Expr) -> None:
-        """Turn a row's scores of the block into weights; `limit` is the block's last index that it attends to."""
+        """Turn a row's scores of the block into weights; `limit` is the last index that it attends to."""
         spec, scratch = self.spec, self.scratch
         weights = keep(self.at["weights"] + row * BLOCK)
         valid, scores = [], []
@@ -177,8 +177,10 @@ class Body:
         for page, share in enumerate(shares):
             if spec.kv_dtype == "int8":
                 scaled = multiply(share, load(scratch, self.at["value_scales"] + page * PAGE))
-                share = T.Select(valid[page], scaled, constant(0.0))
-            store(scratch, weights + page * PAGE, share)
+                scaled = T.Select(valid[page], scaled, constant(0.0))
+                store(scratch, weights + page * PAGE, scaled)
+            else:
+                store(scratch, weights + page * PAGE, share)
 
     def finish(self, run: Run) -> None:
         """Divide by the sums and write the rows."""

@@ -1,17 +1,28 @@
 """The two products of PagedAttention over one block of 64 positions: scores, and weighted values.
 
-Both variants do the same operations for a row; they differ in how many rows share a vector read from the cache.
+Both variants do the same operations for a row; they differ in how many rows share a vector of the cache.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 from tvm.tirx.script.builder import ir as T
 
 from tokc.targets.cpu.kernels.paged_attention import BLOCK, BLOCK_PAGES, PagedAttention
 from tokc.targets.cpu.kernels.rope_write_kv import PAGE
-from tokc.targets.cpu.kernels.tir import Buffer, Expr, splat
-from tokc.targets.cpu.kernels.vector_math import LANES, Variables, constant, fma, keep, load, multiply, store, widen
+from tokc.targets.cpu.kernels.tir import Buffer, Expr, Registers, splat
+from tokc.targets.cpu.kernels.vector_math import (
+    LANES,
+    constant,
+    fma,
+    keep,
+    load,
+    multiply,
+    store,
+    vectors,
+    widen,
+)
 
 Pages = tuple[Expr, Expr]
 
@@ -47,7 +58,7 @@ def split(count: int, most: int) -> list[tuple[int, int]]:
     """Cut range(count) into nearly equal pieces of at most `most`, as (first, size)."""
     pieces = -(-count // most)
     edges = [count * i // pieces for i in range(pieces + 1)]
-    return [(first, end - first) for first, end in zip(edges, edges[1:], strict=False)]
+    return [(first, end - first) for first, end in pairwise(edges)]
 
 
 class Walk:
@@ -76,7 +87,7 @@ class Walk:
             score = multiply(score, self.source.scale("key_scale", block))
         store(self.scratch, self.at["weights"] + row * BLOCK + index * PAGE, score)
 
-    def accumulators(self, row: Expr, rows: int, columns: tuple[int, int], results: Variables) -> None:
+    def accumulators(self, row: Expr, rows: int, columns: tuple[int, int], results: Registers) -> None:
         """Load the results of a tile, decayed."""
         first, size = columns
         for i in range(rows):
@@ -85,7 +96,7 @@ class Walk:
                 place = self.at["result"] + (row + i) * self.spec.dim + (first + j) * LANES
                 results[i * size + j] = multiply(load(self.scratch, place), decay)
 
-    def store_results(self, row: Expr, rows: int, columns: tuple[int, int], results: Variables) -> None:
+    def store_results(self, row: Expr, rows: int, columns: tuple[int, int], results: Registers) -> None:
         """Store the results of a tile."""
         first, size = columns
         for i in range(rows):
@@ -98,7 +109,7 @@ class Decode(Walk):
     """One token: the heads of the group share each vector, which is widened where it is read."""
 
     def scores(self, block: Expr, pages: Pages) -> None:
-        """Write the scores of every page of the block; a page that is out of range repeats one that is not."""
+        """Write the scores of every page of the block; a page out of range repeats one that is not."""
         self.copy_value_scales(block, pages)
         for head, heads in split(self.spec.group, self.spec.vectors):
             at_once = max(size for size in (1, 2, 4) if size * heads <= max(self.spec.vectors, heads))
@@ -114,7 +125,7 @@ class Decode(Walk):
             page = T.min(T.max(block * BLOCK_PAGES + index, pages[0]), pages[1] - 1)
             blocks.append(self.block(keep(page)))
         starts = [keep(each * T.int64(dim * PAGE)) for each in blocks]
-        sums = Variables(count * len(indexes))
+        sums = vectors(count * len(indexes))
         for i in range(count * len(indexes)):
             sums[i] = constant(0.0)
         with T.serial(0, dim) as d:
@@ -132,7 +143,7 @@ class Decode(Walk):
         spec = self.spec
         for head, heads in split(spec.group, spec.vectors):
             for columns in split(spec.dim // LANES, max(1, spec.vectors // heads)):
-                results = Variables(heads * columns[1])
+                results = vectors(heads * columns[1])
                 self.accumulators(head, heads, columns, results)
                 with T.serial(*pages) as page:
                     start = keep(self.block(page) * T.int64(spec.dim * PAGE))
@@ -143,7 +154,11 @@ class Decode(Walk):
                 self.store_results(head, heads, columns, results)
 
     def add_position(
-        self, heads: tuple[int, int], columns: tuple[int, int], place: tuple[Expr, Expr, Expr], results: Variables
+        self,
+        heads: tuple[int, int],
+        columns: tuple[int, int],
+        place: tuple[Expr, Expr, Expr],
+        results: Registers,
     ) -> None:
         """Add one position; `place` is its (page, head) start, its slot, and its index in the block."""
         start, slot, index = place
@@ -184,7 +199,7 @@ class Prefill(Walk):
     def score_tile(self, row: Expr, block: Expr, pages: Pages, indexes: range) -> None:
         """Write the scores of a tile of rows for some pages of the block, present or not."""
         spec = self.spec
-        sums = Variables(spec.tile_rows * len(indexes))
+        sums = vectors(spec.tile_rows * len(indexes))
         for i in range(spec.tile_rows * len(indexes)):
             sums[i] = constant(0.0)
         with T.serial(0, spec.dim) as d:
@@ -207,7 +222,7 @@ class Prefill(Walk):
         with T.serial(0, self.tiles) as tile:
             row = keep(tile * spec.tile_rows)
             for columns in split(spec.dim // LANES, spec.vectors // spec.tile_rows):
-                results = Variables(spec.tile_rows * columns[1])
+                results = vectors(spec.tile_rows * columns[1])
                 self.accumulators(row, spec.tile_rows, columns, results)
                 with T.serial(begin, end) as index:
                     self.add_position(row, columns, index, results)
@@ -224,7 +239,7 @@ class Prefill(Walk):
                 value = self.source.cached(self.source.values, start, i * LANES)
                 store(self.scratch, self.at["values"] + index * spec.dim + i * LANES, value)
 
-    def add_position(self, row: Expr, columns: tuple[int, int], index: Expr, results: Variables) -> None:
+    def add_position(self, row: Expr, columns: tuple[int, int], index: Expr, results: Registers) -> None:
         """Add one position of the block to a tile of rows."""
         spec = self.spec
         first, size = columns

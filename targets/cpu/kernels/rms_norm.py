@@ -3,7 +3,8 @@
     sum = x + residual            (add)
     y = sum / sqrt(mean(sum ** 2) + epsilon) * weight
 
-Shapes: x, residual, sum f32[rows, x_stride]; weight f32[width]; y f32[rows, width]; int8 form as in quantize.py.
+Shapes: x, residual, sum f32[rows, x_stride]; weight f32[width] -> y f32[rows, width];
+        int8 form as in quantize.py.
 """
 
 import struct

@@ -74,7 +74,9 @@ def require_cache(page: int, dim: int, kv_dtype: str) -> None:
     Raises: TargetRefused naming what does not fit.
     """
     if page != PAGE:
-        raise TargetRefused(f"pages of {page} tokens do not run on the CPU", hint=f"use kv-layout{{page={PAGE}}}")
+        raise TargetRefused(
+            f"pages of {page} tokens do not run on the CPU", hint=f"use kv-layout{{page={PAGE}}}"
+        )
     if dim % (2 * PAGE):
         raise TargetRefused(f"head dimension {dim} is not a multiple of {2 * PAGE}")
     if kv_dtype not in CACHE_TYPES:

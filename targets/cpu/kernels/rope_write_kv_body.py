@@ -7,11 +7,10 @@ from typing import Any
 from tvm.tirx.script.builder import ir as T
 
 from tokc.targets.cpu.kernels.rope_write_kv import CACHE_TYPES, RopeWriteKV
-from tokc.targets.cpu.kernels.tir import Arguments, Buffer, Expr, function, splat, zeros
+from tokc.targets.cpu.kernels.tir import Arguments, Buffer, Expr, Registers, function, splat, zeros
 from tokc.targets.cpu.kernels.vector_math import (
     I32,
     LANES,
-    Variables,
     constant,
     fma,
     keep,
@@ -22,6 +21,7 @@ from tokc.targets.cpu.kernels.vector_math import (
     nearest,
     store,
     total,
+    vectors,
 )
 
 F16_LARGEST = 65504.0
@@ -48,7 +48,7 @@ class Body:
         if spec.kv_dtype == "int8":
             self.key_scales = arguments.buffer("key_scale", "float32")
             self.value_scales = arguments.buffer("value_scale", "float32")
-        self.head = Variables(self.vectors)
+        self.head = vectors(self.vectors)
 
     def emit(self) -> None:
         """Walk this thread's share: every token of one head, then of the next."""
@@ -58,7 +58,9 @@ class Body:
             with T.If(head < spec.heads), T.Then():
                 self.rotated("q", row * spec.q_stride + head * spec.dim, row)
                 for i in range(self.vectors):
-                    store(self.floats["q_out"], (row * spec.heads + head) * spec.dim + i * LANES, self.head[i])
+                    store(
+                        self.floats["q_out"], (row * spec.heads + head) * spec.dim + i * LANES, self.head[i]
+                    )
             with T.If(T.And(head >= spec.heads, head < spec.heads + spec.kv_heads)), T.Then():
                 kv_head = keep(head - spec.heads)
                 self.rotated("k", row * spec.k_stride + kv_head * spec.dim, row)
@@ -107,9 +109,9 @@ class Body:
         spec = self.spec
         block, slot = self.place(row, kv_head)
         start = keep(block * T.int64(spec.dim * spec.page) + slot)
-        with self.stored(self.key_scales if spec.kv_dtype == "int8" else None, block, slot) as vectors:
+        with self.stored(self.key_scales if spec.kv_dtype == "int8" else None, block, slot) as head:
             for i in range(self.vectors):
-                vector = keep(vectors[i])
+                vector = keep(head[i])
                 for lane in range(LANES):
                     element = T.Shuffle([vector], [lane])
                     T.buffer_store(self.keys, element, [start + T.int64((i * LANES + lane) * spec.page)])
@@ -119,13 +121,13 @@ class Body:
         spec = self.spec
         block, slot = self.place(row, kv_head)
         start = keep((block * T.int64(spec.page) + slot) * T.int64(spec.dim))
-        with self.stored(self.value_scales if spec.kv_dtype == "int8" else None, block, slot) as vectors:
+        with self.stored(self.value_scales if spec.kv_dtype == "int8" else None, block, slot) as head:
             for i in range(self.vectors):
                 index = T.Ramp(start + T.int64(i * LANES), T.int64(1), LANES)
-                T.buffer_store(self.values, vectors[i], [index])
+                T.buffer_store(self.values, head[i], [index])
 
     @contextmanager
-    def stored(self, scales: Buffer | None, block: Expr, slot: Expr) -> Iterator[Variables | list[Expr]]:
+    def stored(self, scales: Buffer | None, block: Expr, slot: Expr) -> Iterator[Registers | list[Expr]]:
         """Give the head in the cache's dtype, its scale written."""
         dtype = CACHE_TYPES[self.spec.kv_dtype]
         if dtype == "float32":

@@ -10,7 +10,7 @@ from tokc.targets.cpu.kernels.elementwise import Add, Apply, GatherRows, Multipl
 from tokc.targets.cpu.kernels.gated_activation import GatedActivation
 from tokc.targets.cpu.kernels.quantize import GROUP, Quantize
 from tokc.targets.cpu.kernels.rms_norm import RmsNorm
-from tokc.targets.cpu.kernels.tir import Arguments, Expr, function, registers, splat, zeros
+from tokc.targets.cpu.kernels.tir import Arguments, Expr, function, splat, zeros
 from tokc.targets.cpu.kernels.vector_math import (
     ACTIVATIONS,
     I32,
@@ -25,6 +25,7 @@ from tokc.targets.cpu.kernels.vector_math import (
     nearest,
     store,
     total,
+    vectors,
     whole_total,
 )
 
@@ -104,7 +105,7 @@ def rms_norm(spec: RmsNorm) -> Any:
         residual = arguments.buffer("residual", "float32") if spec.add else None
         source = arguments.buffer("sum", "float32") if spec.add else x
         writer = GroupWriter(arguments, spec.width, keep_float=spec.keep_float, quantize=spec.quantize)
-        squares = registers(2, LANES, "float32")
+        squares = vectors(2)
         with arguments.share(arguments.rows) as row:
             start = T.Bind(row * spec.x_stride)
             for i in range(2):
@@ -123,7 +124,8 @@ def rms_norm(spec: RmsNorm) -> Any:
                 column = T.Bind(group * GROUP)
                 halves = [multiply(load(source, start + column + offset), inverse) for offset in HALVES]
                 weighted = [
-                    multiply(half, load(weight, column + offset)) for offset, half in zip(HALVES, halves, strict=True)
+                    multiply(half, load(weight, column + offset))
+                    for offset, half in zip(HALVES, halves, strict=True)
                 ]
                 writer.write(row, column, weighted)
 

@@ -1,16 +1,16 @@
 """Arithmetic on vectors of 16 f32, the same bits wherever an element sits.
 
-Every vector has 16 lanes, whatever the machine's are: LLVM splits it. So sums have one order on all instruction
-sets. Products that are added go through `fma`, and products that are not to be fused go through `multiply`,
-because LLVM contracts `a * b + c` where it sees both, which may differ between two variants of one tile.
+Every vector has 16 lanes, whatever the machine's are: LLVM splits it. So sums have one order on all
+instruction sets. Products that are added go through `fma`, and products that are not to be fused go through
+`multiply`, because LLVM contracts `a * b + c` where it sees both, which may differ between two variants of a tile.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from tvm.tirx.script.builder import ir as T
 
-from tokc.targets.cpu.kernels.tir import Buffer, Expr, intrinsic, ramp, splat
+from tokc.targets.cpu.kernels.tir import Buffer, Expr, Registers, intrinsic, ramp, registers, splat
 
 LANES = 16
 F32 = f"float32x{LANES}"
@@ -34,8 +34,8 @@ EXP_COEFFICIENTS = (
 def keep(value: Expr) -> Expr:
     """Evaluate once, here, and return what reads it.
 
-    Not T.Bind: TVM's simplifier replaces a bound name by its value, so that a chain of names that are read twice
-    each grows exponentially. LLVM turns the local buffer back into a register.
+    Not T.Bind: TVM's simplifier replaces a bound name by its value, so that a chain of names that are read
+    twice each grows exponentially. LLVM turns the local buffer back into a register.
     """
     dtype, _, count = str(value.ty).partition("x")
     lanes = int(count or 1)
@@ -45,20 +45,9 @@ def keep(value: Expr) -> Expr:
     return local[index]
 
 
-class Variables:
-    """Vectors that change, indexed by Python integers; one local buffer each, as TVM bounds a buffer's size."""
-
-    def __init__(self, count: int) -> None:
-        """Allocate `count` vectors of 16 f32."""
-        self._buffers = [T.alloc_buffer((LANES,), "float32", scope="global") for _ in range(count)]
-
-    def __getitem__(self, index: int) -> Expr:
-        """Read a vector."""
-        return self._buffers[index][ramp(0, LANES)]
-
-    def __setitem__(self, index: int, value: Expr) -> None:
-        """Write a vector."""
-        T.buffer_store(self._buffers[index], value, [ramp(0, LANES)])
+def vectors(count: int) -> Registers:
+    """Return `count` vectors of f32 that change."""
+    return registers(count, LANES, "float32")
 
 
 def load(buffer: Buffer, start: Expr, lanes: int = LANES) -> Expr:
@@ -144,13 +133,10 @@ def silu(x: Expr) -> Expr:
 
 
 def gelu_tanh(x: Expr) -> Expr:
-    """Return x * (1 + tanh(u)) / 2 with u = sqrt(2 / pi) * (x + 0.044715 * x ** 3), as x / (1 + exp(-2 * u))."""
+    """Return x / (1 + exp(-2 * u)) = x * (1 + tanh(u)) / 2, u = sqrt(2 / pi) * (x + 0.044715 * x ** 3)."""
     square = multiply(x, x)
     inner = multiply(x, fma(square, constant(0.044715), constant(1.0)))
     return keep(x / (constant(1.0) + exponential(multiply(inner, constant(-2 * math.sqrt(2 / math.pi))))))
-
-
-ACTIVATIONS: dict[str, Callable[[Expr], Expr]] = {"silu": silu, "gelu_tanh": gelu_tanh}
 
 
 def sigmoid(x: Expr) -> Expr:
@@ -158,7 +144,7 @@ def sigmoid(x: Expr) -> Expr:
     return keep(constant(1.0) / (constant(1.0) + exponential(constant(0.0) - x)))
 
 
-ACTIVATIONS["sigmoid"] = sigmoid
+ACTIVATIONS: Mapping[str, Callable[[Expr], Expr]] = {"silu": silu, "gelu_tanh": gelu_tanh, "sigmoid": sigmoid}
 
 
 def nearest(x: Expr) -> Expr:

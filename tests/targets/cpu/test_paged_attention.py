@@ -15,7 +15,7 @@ from tokc.targets.cpu.kernels.paged_attention import PagedAttention
 Array = npt.NDArray[Any]
 Align = Callable[[Array], Array]
 PAGES, CONTEXT = 64, 512
-# (heads, kv_heads, dim, dtype, window)
+# Of each kernel: heads, heads of the cache, dim, cache dtype, window
 SHAPES = (
     (9, 3, 64, "f16", 0),
     (4, 4, 32, "f32", 0),

@@ -50,7 +50,10 @@ class Case:
         rows = len(self.batch.positions)
         self.qkv = align(rng.standard_normal((rows, kernel.q_stride)).astype(np.float32))
         angles = rng.uniform(0, 6, (CONTEXT, kernel.dim // 2))
-        self.cos, self.sin = align(np.cos(angles).astype(np.float32)), align(np.sin(angles).astype(np.float32))
+        self.cos, self.sin = (
+            align(np.cos(angles).astype(np.float32)),
+            align(np.sin(angles).astype(np.float32)),
+        )
         norms = rng.uniform(0.5, 2, (2, kernel.dim)).astype(np.float32)
         self.norms = [align(norm) for norm in norms] if kernel.qk_norm else []
 
@@ -72,7 +75,9 @@ class Case:
 
 
 @pytest.mark.parametrize("index", range(18))
-def test_heads_are_rotated_and_written_to_their_pages(index: int, isa: Isa, load_kernels: Any, align: Align) -> None:
+def test_heads_are_rotated_and_written_to_their_pages(
+    index: int, isa: Isa, load_kernels: Any, align: Align
+) -> None:
     library, kernel = load_kernels(kernels(isa), isa), kernels(isa)[index]
     case = Case(kernel, align)
     batch, (q, k, v) = case.batch, case.parts()
@@ -87,7 +92,9 @@ def test_heads_are_rotated_and_written_to_their_pages(index: int, isa: Isa, load
         expected.write(page, position % 16, rotated[row], v[row])
     for got, wanted in zip(cache.arrays, expected.arrays, strict=True):
         tolerance = 1.0 if got.dtype == np.int8 else 2e-3 if got.dtype == np.float16 else 1e-5
-        np.testing.assert_allclose(got.astype(np.float32), wanted.astype(np.float32), rtol=tolerance / 2, atol=tolerance)
+        np.testing.assert_allclose(
+            got.astype(np.float32), wanted.astype(np.float32), rtol=tolerance / 2, atol=tolerance
+        )
     assert cache.value.tobytes() == expected.value.tobytes()
 
 
