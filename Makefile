@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --no-input
 SAY = @printf '\033[1m==>\033[0m %s\n'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo report-fixture test check fix bench lines wheel clean
+.PHONY: help demo test check fix bench lines wheel clean
 
 help: ## Print this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,7 +58,7 @@ lines: ## Count lines by folder and name the longest files
 	@find tokc passes targets runtime -name '*.py' -type f | xargs wc -l | sort -rn | sed -n 2,6p
 
 wheel: $(STAMPS)/dev ## Build the wheel into dist/
-	@$(BIN)/python -m build --wheel --outdir dist .
+	@$(PIP) wheel --no-deps --wheel-dir dist .
 
 clean: ## Remove the environment, caches and outputs
 	rm -rf $(VENV) $(OUT) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info

@@ -71,9 +71,9 @@ class Work:
     schema_version: int = 1
 
     def reading(self, *, batch: int, prompt: int) -> StepWork:
-        """Return the least work of reading `batch` prompts of `prompt` tokens, in chunks like the counted one.
+        """Return the least work of reading `batch` prompts of `prompt` tokens, in chunks as counted.
 
-        FLOPs are those of the counted chunk in proportion. Weights are read once a chunk and a sequence's cache
+        FLOPs are those of the counted chunk in proportion. Weights are read once a chunk, a sequence's cache
         once; activations count no bytes, since those of a chunk stay in the cores' caches.
         """
         tokens = batch * prompt

@@ -112,7 +112,7 @@ def _speed(report: Report) -> str:
 
 def _speed_chart(batch: Batch) -> str:
     rows = "\n".join(_figure_bar(figure) for figure in batch.figures)
-    bound = f"{batch.bandwidth_share:.0%} of the least decode time is bound by bytes, the rest by arithmetic."
+    bound = f"Of the least time of decoding, bytes bound {batch.bandwidth_share:.0%}."
     title = f"<h3>{_requests(batch.batch).capitalize()}</h3>"
     return f'<figure class="bars">\n{title}\n{rows}\n<figcaption>{bound}</figcaption>\n</figure>'
 

@@ -55,5 +55,7 @@ def percent(value: float) -> str:
 
 
 def change(before: float, after: float) -> str:
-    """Return how a size changed, an en dash where it did not."""
-    return "–" if before in (after, 0) else percent(after / before - 1)
+    """Return how a size changed, an en dash where it did by less than half a percent."""
+    if before == 0 or abs(after / before - 1) < 0.005:
+        return "–"
+    return percent(after / before - 1)
