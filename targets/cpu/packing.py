@@ -22,7 +22,7 @@ def packed_bytes(spec: QuantLinear | Linear) -> int:
 def pack_quant(q: Array, scale: Array, offset: Array | None, spec: QuantLinear) -> npt.NDArray[np.uint8]:
     """Pack quants [n, k] and per-group scales and offsets [n, k / group size] into the kernel's tiles.
 
-    A group size above 32 repeats its scale. Works through slabs of tiles, so that the extra memory stays small.
+    A group size above 32 repeats its scale. Works through slabs of tiles, so that the extra memory is small.
     """
     assert q.shape == (spec.n, spec.k), f"quants are {q.shape}, the kernel takes {(spec.n, spec.k)}"
     lanes = spec.isa.lanes
@@ -63,9 +63,12 @@ def _scales(slab: Array, values: Array, spec: QuantLinear, at: int) -> None:
 
 def _quants(q: Array, tiles: int, spec: QuantLinear) -> Array:
     lanes = spec.isa.lanes
+    packed: Array
     values = _padded(q, tiles * lanes)
-    if spec.bits == 4:  # noqa: PLR2004 - two a byte
-        parts = values.astype(np.uint8).reshape(tiles, lanes, spec.groups, 4, 2, 4).transpose(0, 2, 3, 4, 1, 5)
+    if spec.bits == 4:
+        parts = (
+            values.astype(np.uint8).reshape(tiles, lanes, spec.groups, 4, 2, 4).transpose(0, 2, 3, 4, 1, 5)
+        )
         packed = parts[:, :, :, 0] | (parts[:, :, :, 1] << 4)
     else:
         if spec.isa.dot == "pmaddubsw" and values.size and int(values.min()) < LEAST_SIGNED:

@@ -114,7 +114,7 @@ def _tile(spec: QuantLinear) -> Any:
             group, inner = column // GROUP, column % GROUP
             scales = tile * (spec.tile_bytes // 2) + group * lanes + lane
             quants = tile * spec.tile_bytes + spec.quants_at + group * (spec.vectors * 4 * lanes)
-            if spec.bits == 4:  # noqa: PLR2004 - two a byte
+            if spec.bits == 4:
                 byte = w[quants + (inner // 8 * lanes + lane) * 4 + inner % 4]
                 high = inner // 4 % 2 == 1
                 quant = T.Cast("int32", T.Select(high, byte >> T.uint8(4), byte & T.uint8(15)))

@@ -1,7 +1,7 @@
 """f32 linear: y = x @ w.T + bias.
 
-Every output is one chain of fused multiply-adds over ascending columns, whatever the tile, so its bits do not depend
-on how many rows there are. The weight is packed into panels f32[n / panel, k, panel].
+Every output is one chain of fused multiply-adds over ascending columns, whatever the tile, so its bits do
+not depend on how many rows there are. The weight is packed into panels f32[n / panel, k, panel].
 """
 
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ class Linear:
     @property
     def vectors(self) -> int:
         """Return how many vectors of outputs a panel has."""
-        return 4 if self.isa.lanes == 4 else 2  # noqa: PLR2004 - NEON
+        return 4 if self.isa.lanes == 4 else 2
 
     @property
     def panel(self) -> int:

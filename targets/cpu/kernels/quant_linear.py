@@ -1,7 +1,8 @@
 """Quantized linear: y = xhat @ ((q - zero) * scale + offset).T + bias, with int8 activations.
 
-Per group of 32 columns the products are summed in integers, exactly; the groups are added in f32 in ascending
-order. So an element's bits do not depend on how many rows there are, on its place in a tile, or on the thread.
+Per group of 32 columns the products are summed in integers, exactly; the groups are added in f32 in
+ascending order. So an element's bits do not depend on how many rows there are, on its place in a tile, or
+on the thread.
 
 The weight is cut into tiles of `lanes` output rows. A tile holds, each part at a multiple of 64 bytes:
     scales  f16[groups, lanes]
@@ -35,7 +36,9 @@ class QuantLinear:
     def symbol(self) -> str:
         """Return the C symbol."""
         grid = "s" if self.symmetric else "a"
-        return f"quant_linear_{self.n}x{self.k}_q{self.bits}{grid}{'_bias' if self.bias else ''}_{self.y_stride}"
+        return (
+            f"quant_linear_{self.n}x{self.k}_q{self.bits}{grid}{'_bias' if self.bias else ''}_{self.y_stride}"
+        )
 
     @property
     def args(self) -> tuple[str, ...]:
@@ -76,9 +79,14 @@ class QuantLinear:
     @property
     def stored_zero(self) -> int:
         """Return what a stored quant of value 0 reads as, where it is not kept in the offset."""
-        if self.bits == 4:  # noqa: PLR2004 - the nibbles' middle
+        if self.bits == 4:
             return 8 if self.symmetric else 0
         return 128 if self.isa.dot in {"vpdpbusd", "usdot"} else 0
+
+    @property
+    def unpacks(self) -> bool:
+        """Return whether many rows unpack a tile of weights first."""
+        return self.isa.amx or self.bits == 4
 
     def build(self) -> Any:
         """Return the PrimFunc."""

@@ -38,11 +38,10 @@ class Arguments:
 
 def function(symbol: str, args: Sequence[str], body: Callable[[Arguments], None]) -> Any:
     """Return the PrimFunc `symbol(args..., rows, tid, nt)` with the given body."""
-    with IRBuilder() as builder:
-        with T.prim_func(s_tir=True):
-            T.func_name(symbol)
-            T.func_attr({"calling_conv": 1, "global_symbol": symbol, "tirx.noalias": True})
-            body(Arguments(args))
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name(symbol)
+        T.func_attr({"calling_conv": 1, "global_symbol": symbol, "tirx.noalias": True})
+        body(Arguments(args))
     return builder.get()
 
 
@@ -86,6 +85,13 @@ def registers(count: int, lanes: int, dtype: str) -> Registers:
     return Registers(count, lanes, dtype)
 
 
+def stack(size_bytes: int, dtype: str) -> Buffer:
+    """Return room on the thread's stack that begins at a multiple of 64."""
+    room = T.decl_buffer((ANY_SIZE,), "uint8", data=T.Bind(T.tvm_stack_alloca("shape", size_bytes // 8 + 8)))
+    aligned = T.call_llvm_pure_intrin("handle", "llvm.ptrmask", T.address_of(room[63]), T.int64(-64))
+    return T.decl_buffer((ANY_SIZE,), dtype, data=T.Bind(aligned))
+
+
 def intrinsic(dtype: str, name: str, *operands: Expr) -> Expr:
     """Call an LLVM intrinsic without side effects."""
     return T.call_llvm_pure_intrin(dtype, name, *operands)
@@ -94,8 +100,8 @@ def intrinsic(dtype: str, name: str, *operands: Expr) -> Expr:
 def dot_u8(isa: Isa, total: Expr, weights: Expr, activations: Expr) -> Expr:
     """Add to each i32 lane of `total` four products of unsigned `weights` and signed `activations`.
 
-    `weights` is u8[4 * lanes], `activations` i32[lanes], each lane four signed bytes. Not for pmaddubsw, whose
-    sums are 16 bits wide and have rules of their own.
+    `weights` is u8[4 * lanes], `activations` i32[lanes], each lane four signed bytes. Not for pmaddubsw,
+    whose sums are 16 bits wide and have rules of their own.
     """
     lanes = isa.lanes
     integers, unsigned, signed = f"int32x{lanes}", f"uint8x{4 * lanes}", f"int8x{4 * lanes}"
@@ -108,5 +114,7 @@ def dot_u8(isa: Isa, total: Expr, weights: Expr, activations: Expr) -> Expr:
             return intrinsic(integers, name, total, weights, T.reinterpret(signed, activations))
         case "sdot":
             name = "llvm.aarch64.neon.sdot"
-            return intrinsic(integers, name, total, T.reinterpret(signed, weights), T.reinterpret(signed, activations))
+            return intrinsic(
+                integers, name, total, T.reinterpret(signed, weights), T.reinterpret(signed, activations)
+            )
     raise AssertionError(f"{isa.dot} has no plain dot product")

@@ -73,13 +73,28 @@ def run_under_qemu(chosen: list[Case], isa: Isa, folder: Path) -> None:
         operands = ", ".join(f"a[{i}]" for i in range(len(kernel.args)))
         size, last = inputs["y"].nbytes, kernel.args.index("y")
         call = CALL.format(
-            loads=loads, symbol=kernel.symbol, operands=operands, rows=rows, out=f"{index}.out", last=last, size=size
+            loads=loads,
+            symbol=kernel.symbol,
+            operands=operands,
+            rows=rows,
+            out=f"{index}.out",
+            last=last,
+            size=size,
         )
         calls.append(call)
         declared.append(f"int32_t {kernel.symbol}({'void *, ' * len(kernel.args)}int32_t, int32_t, int32_t);")
     (folder / "kernels.o").write_bytes(compile_kernels(kernels, isa))
     (folder / "main.c").write_text(HARNESS.format(declarations="\n".join(declared), calls="\n".join(calls)))
-    zig = [sys.executable, "-m", "ziglang", "cc", "-target", "aarch64-linux-musl", "-static", "-fno-sanitize=all"]
+    zig = [
+        sys.executable,
+        "-m",
+        "ziglang",
+        "cc",
+        "-target",
+        "aarch64-linux-musl",
+        "-static",
+        "-fno-sanitize=all",
+    ]
     command = [*zig, "-o", "run", "main.c", "kernels.o"]
     subprocess.run(command, cwd=folder, check=True, env=zig_environment())
     subprocess.run([str(QEMU), "-cpu", CPUS[isa.name], "./run"], cwd=folder, check=True, timeout=120)

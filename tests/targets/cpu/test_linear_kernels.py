@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from tests.targets.cpu.linear_cases import GROUP, N, STRIDE, Case, K, cases
+from tests.targets.cpu.linear_cases import GROUP, STRIDE, Case, K, N, cases
 from tokc.errors import TargetRefused
 from tokc.targets.cpu.isa import ISAS, Isa
 from tokc.targets.cpu.kernels.quant_linear import QuantLinear
@@ -51,6 +51,14 @@ def test_threads_share_the_work_and_change_no_bit(run: Run, isa: Isa) -> None:
         whole = run(case)
         for threads in (2, 3, 11):
             assert (run(case, threads=threads) == whole).all(), (case.kernel.symbol, threads)
+
+
+def test_more_rows_than_a_block_are_the_same_bits(run: Run, isa: Isa) -> None:
+    for case in cases(isa, 530):
+        whole = run(case, threads=2)
+        error = np.abs(whole - case.expected).max() / np.abs(case.expected).max()
+        assert error < 1e-6, case.kernel.symbol
+        assert (run(case, 509, 530) == whole[509:]).all(), case.kernel.symbol
 
 
 def test_packed_bytes_announces_the_packed_size() -> None:

@@ -1,0 +1,81 @@
+"""The quantized linear kernel's tile for Intel's matrix unit (AMX): 16 rows by 16 outputs.
+
+A group of 32 columns is one product of a 16 x 32 tile of activations and a 32 x 16 tile of weights, to
+exact integer sums; the groups are then added in f32 by the same statement as in every other tile, so the
+bits are the same.
+
+The process must have asked the kernel for the tile registers (`arch_prctl(ARCH_REQ_XCOMP_PERM, 18)`).
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from tvm.tirx.script.builder import ir as T
+
+from tokc.targets.cpu.kernels.quant_linear import GROUP
+from tokc.targets.cpu.kernels.tir import Expr, registers, zeros
+
+if TYPE_CHECKING:
+    from tokc.targets.cpu.kernels.quant_linear_tile import Body
+
+ROWS = 16
+ROW_BYTES = 64
+SUMS, ACTIVATIONS, WEIGHTS = 0, 4, 6
+SHAPES = {SUMS: (ROWS, ROW_BYTES), ACTIVATIONS: (ROWS, GROUP), WEIGHTS: (GROUP // 4, ROW_BYTES)}
+
+
+def instruction(name: str, *operands: Any) -> None:
+    """Issue an AMX instruction; Python integers name tile registers."""
+    values = [T.int8(value) if isinstance(value, int) else value for value in operands]
+    T.evaluate(T.call_llvm_intrin("void", f"llvm.x86.{name}", *values))
+
+
+@contextmanager
+def with_matrix_unit() -> Iterator[None]:
+    """Shape the tile registers before the body and give them back after it."""
+    shapes = T.alloc_buffer((ROW_BYTES,), "uint8", scope="global")
+    T.buffer_store(shapes, zeros(ROW_BYTES, "uint8"), [T.Ramp(0, 1, ROW_BYTES)])
+    T.buffer_store(shapes, T.uint8(1), [0])
+    for register, (rows, row_bytes) in SHAPES.items():
+        T.buffer_store(shapes, T.uint8(row_bytes), [16 + 2 * register])
+        T.buffer_store(shapes, T.uint8(rows), [48 + register])
+    instruction("ldtilecfg", T.address_of(shapes[0]))
+    yield
+    instruction("tilerelease")
+
+
+def matrix_tile(body: "Body", tile: Expr, row: Expr) -> None:
+    """Compute 16 rows of one weight tile, unpacked and signed.
+
+    The sums of a group go through memory, which they leave one group later: a load waits for a tile's store.
+    """
+    spec, lanes = body.spec, body.lanes
+    total = registers(ROWS, lanes, "float32")
+    sums = body.products_of_tile
+
+    def multiply(group: Expr) -> None:
+        activations = body.xq[row * (spec.k // 4) + group * (GROUP // 4)]
+        weights = body.unpacked[group * (GROUP * lanes)]
+        result = sums[group % 2 * (ROWS * lanes)]
+        instruction("tileloadd64", WEIGHTS, T.address_of(weights), T.int64(ROW_BYTES))
+        instruction("tileloadd64", ACTIVATIONS, T.address_of(activations), T.int64(spec.k))
+        instruction("tilezero", SUMS)
+        instruction("tdpbssd", SUMS, ACTIVATIONS, WEIGHTS)
+        instruction("tilestored64", SUMS, T.address_of(result), T.int64(ROW_BYTES))
+
+    def accumulate(group: Expr) -> None:
+        scale, offset = body.scale_and_offset(tile, group)
+        for i in range(ROWS):
+            part = sums[T.Ramp(group % 2 * (ROWS * lanes) + i * lanes, 1, lanes)]
+            total[i] = body.accumulate(total[i], part, scale, offset, row + i, group)
+
+    for i in range(ROWS):
+        total[i] = zeros(lanes)
+    multiply(T.int32(0))
+    with T.serial(0, spec.groups - 1) as group:
+        multiply(group + 1)
+        accumulate(group)
+    accumulate(T.int32(spec.groups - 1))
+    for i in range(ROWS):
+        body.store(total[i], tile, row + i)
