@@ -1,0 +1,1 @@
+"""Measures tokc beside other programs; nothing of it ships."""
