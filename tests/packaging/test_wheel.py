@@ -1,7 +1,7 @@
 """The wheel, in an environment that holds its base dependencies and nothing else.
 
-The environment is made without a network: the distributions that the metadata of the wheel asks for, and those
-that they ask for, are linked into it from the environment of the tests.
+The environment is made without a network: the distributions that the wheel asks for, and those that they ask
+for, are linked into it from the environment of the tests.
 """
 
 import json
