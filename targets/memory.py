@@ -1,7 +1,7 @@
 """Places the arena's buffers so that those alive at the same time do not overlap.
 
-The smallest arena is an NP-hard packing; greedy by size comes within a few per cent on decoders (Pisarchyk and
-Lee 2020, arXiv:2001.03288, "Greedy by Size for Offset Calculation").
+The smallest arena is an NP-hard packing; greedy by size comes within a few per cent on decoders (Pisarchyk
+and Lee 2020, arXiv:2001.03288, "Greedy by Size for Offset Calculation").
 """
 
 from tokc.targets.plan import Buffer, Plan
@@ -45,8 +45,7 @@ def overlapping(plan: Plan) -> list[tuple[Buffer, Buffer]]:
         (a, b)
         for i, a in enumerate(arena)
         for b in arena[i + 1 :]
-        if _overlap(ranges[a.name], ranges[b.name])
-        and _overlap(_extent(a, plan), _extent(b, plan))
+        if _overlap(ranges[a.name], ranges[b.name]) and _overlap(_extent(a, plan), _extent(b, plan))
     ]
 
 

@@ -1,8 +1,8 @@
 """A lowered program: kernel launches over statically planned buffers.
 
-A Plan is the last form that can be read: `str(plan)` lists every launch with its operands, and its JSON is what
-the runtime executes. Sizes are symbolic only in `tokens` (of a step), `rows` (logit rows), `seqs`, `blocks` (of a
-block table) and `pages` (of the cache).
+A Plan is the last form that can be read: `str(plan)` lists every launch with its operands, and its JSON is
+what the runtime executes. Sizes are symbolic only in `tokens` (of a step), `rows` (logit rows), `seqs`,
+`blocks` (of a block table) and `pages` (of the cache).
 """
 
 import math

@@ -18,7 +18,9 @@ def named_target(text: str) -> BoundTarget:
     kind, _, device = text.partition(":")
     target = TARGETS.get(kind)
     if target is None:
-        raise TargetRefused(f"unknown target '{text}'; choose from {', '.join(TARGETS)}", hint="`tokc targets` lists them")
+        raise TargetRefused(
+            f"unknown target '{text}'; choose from {', '.join(TARGETS)}", hint="`tokc targets` lists them"
+        )
     if not device:
         return BoundTarget(target, target.host_device())
     names = [known.name for known in target.devices()]

@@ -20,14 +20,20 @@ def compile(  # noqa: A001 - the field's word for it, and re.compile's precedent
 ) -> Path:
     """Build `model` for `target` and return the artifact's folder.
 
-    `model` is a Hugging Face folder or a GGUF file; `passes` a pipeline as text, None for the target's default at
-    `dtype` (int4, int8, f32); `kv_dtype` f32, f16 or int8; `context` in tokens; `out` defaults to NAME.tokc here.
+    `model` is a Hugging Face folder or a GGUF file; `passes` a pipeline as text, None for the target's
+    default at `dtype` (int4, int8, f32); `kv_dtype` f32, f16 or int8; `context` in tokens; `out` defaults
+    to NAME.tokc here.
     Raises: TokcError.
     """
     from tokc.compiler import Request, build, default_out, precision
 
     request = Request(
-        Path(model), target=target, precision=precision(dtype, kv_dtype), passes=passes, context=context, check=check
+        Path(model),
+        target=target,
+        precision=precision(dtype, kv_dtype),
+        passes=passes,
+        context=context,
+        check=check,
     )
     return build(request, Path(out) if out is not None else default_out(request.model)).artifact
 

@@ -1,6 +1,6 @@
 """From a model's files to an artifact: import, passes, lowering, writing."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
@@ -32,7 +32,7 @@ BASE_BYTES = 600 << 20
 
 @dataclass(frozen=True)
 class Request:
-    """What to build: `passes` None takes the target's default; `context` None the model's, at most 8192 tokens."""
+    """What to build: `passes` None is the target's default, `context` None the model's up to 8192 tokens."""
 
     model: Path
     target: str = "cpu"
@@ -75,7 +75,7 @@ class Estimate:
 
 
 def precision(dtype: str, kv_dtype: str | None) -> Precision:
-    """Return the precision that `dtype` (int4, int8, f32) and `kv_dtype` (default f32 for f32, else f16) name.
+    """Return the precision that `dtype` (int4, int8, f32) and `kv_dtype` (default f16, or f32 for f32) name.
 
     Raises: TokcError listing what is accepted.
     """
@@ -119,10 +119,10 @@ def build(request: Request, out: Path, progress: Progress = lambda _: None) -> B
         return Build(None, program, instruments.ledger, str(pipeline))
     progress(f"lower for {bound.name}")
     lowered = bound.target.lower(program, bound.device, Limits(context=program.config.context))
+    made = Build(out, program, instruments.ledger, str(pipeline))
     with written_aside(out) as folder:
-        _write(folder, out.name.removesuffix(".tokc"), program, lowered, instruments, str(pipeline), progress)
-    return Build(out, program, instruments.ledger, str(pipeline))
-
+        _write(folder, made, lowered, instruments, progress)
+    return replace(made, ledger=instruments.ledger)
 
 
 def estimate(request: Request) -> Estimate:
@@ -160,11 +160,12 @@ def largest_tensor_bytes(program: Program) -> int:
     return 4 * max(sizes)
 
 
-def _write(
-    folder: Path, name: str, program: Program, lowered: Lowered, run: Instruments, pipeline: str, progress: Progress
-) -> None:
+def _write(folder: Path, made: Build, lowered: Lowered, run: Instruments, progress: Progress) -> None:
     """Write every file of the artifact; the manifest, which hashes the others, comes last."""
-    digest = write_safetensors(folder / WEIGHTS_FILE, lowered.tensors, lambda tensor: progress(f"pack {tensor}"))
+    program, pipeline = made.program, made.pipeline
+    digest = write_safetensors(
+        folder / WEIGHTS_FILE, lowered.tensors, lambda tensor: progress(f"pack {tensor}")
+    )
     weights = FileInfo(sha256=digest, bytes=(folder / WEIGHTS_FILE).stat().st_size)
     files = {
         **lowered.files,
@@ -177,27 +178,35 @@ def _write(
         **_texts(program),
     }
     entries = {WEIGHTS_FILE: weights, **write_files(folder, files)}
-    manifest = _manifest(name, program, lowered, pipeline)
+    manifest = _manifest(made.artifact.name.removesuffix(".tokc"), program, lowered, pipeline)
     if run.check and runs_here(lowered.info):
         progress("check the lowered program against the last pass")
         (folder / MANIFEST).write_bytes(canonical_json(replace(manifest, files=entries).to_json()))
         run.check_lowered(folder, program)
-    quality = {"schema_version": 1, "pipeline": pipeline, "ledger": [stable(entry) for entry in run.ledger]}
+    quality = {
+        "schema_version": 1,
+        "pipeline": pipeline,
+        "ledger": [stable(entry.to_json()) for entry in run.ledger],
+        "final": None if run.final is None else stable(asdict(run.final)),
+    }
     entries |= write_files(folder, {"quality.json": canonical_json(quality)})
     (folder / MANIFEST).write_bytes(canonical_json(replace(manifest, files=entries).to_json()))
 
 
-def stable(entry: LedgerEntry) -> dict[str, object]:
-    """Return a ledger entry as it is stored: without times, so that the same inputs give the same file."""
+def stable(record: Mapping[str, object]) -> dict[str, object]:
+    """Return a record as it is stored: six digits and no times, so that builds are the same to the byte."""
     return {
         key: float(f"{value:.6g}") if isinstance(value, float) else value
-        for key, value in entry.to_json().items()
+        for key, value in record.items()
         if key not in {"seconds", "check_seconds"}
     }
 
 
 def _texts(program: Program) -> dict[str, bytes]:
-    texts = {"tokenizer.json": program.assets.tokenizer_json, "chat_template.jinja": program.assets.chat_template}
+    texts = {
+        "tokenizer.json": program.assets.tokenizer_json,
+        "chat_template.jinja": program.assets.chat_template,
+    }
     return {name: text.encode() for name, text in texts.items() if text is not None}
 
 

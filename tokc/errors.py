@@ -1,13 +1,13 @@
 """Every error that tokc raises on purpose.
 
-    TokcError                 the command cannot go on; exit code 1
-      ImportRefused           the model's files are missing, damaged or of an unknown kind
-      PassFailed              a pass raised, or its result differs from its input by more than it allows
-      VerifyFailed            a program or artifact breaks its own rules
-      TargetRefused           the target cannot run this program, or is not known
-      ArtifactRefused         the artifact is damaged, of another schema, or for another machine
-      RequestRefused          a request to the runtime is out of range
-      GateNotMet              a stated limit was not met; exit code 3
+TokcError                 the command cannot go on; exit code 1
+  ImportRefused           the model's files are missing, damaged or of an unknown kind
+  PassFailed              a pass raised, or its result differs from its input by more than it allows
+  VerifyFailed            a program or artifact breaks its own rules
+  TargetRefused           the target cannot run this program, or is not known
+  ArtifactRefused         the artifact is damaged, of another schema, or for another machine
+  RequestRefused          a request to the runtime is out of range
+  GateNotMet              a stated limit was not met; exit code 3
 """
 
 

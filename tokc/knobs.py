@@ -33,7 +33,7 @@ WEIGHTS = Knob(
     "TOKC_WEIGHTS",
     accepted=("huge-pages", "mmap"),
     default="huge-pages",
-    summary="where the CPU runtime keeps weights: copied to huge pages, or mapped and shared between processes",
+    summary="where the CPU runtime keeps weights: copied to huge pages, or mapped and shared",
 )
 
 KNOBS = (WEIGHTS,)

@@ -35,8 +35,12 @@ MEMORY_SHARE = 0.25
 class CpuExecutor:
     """Holds the weights, the paged cache and the threads of one model."""
 
-    def __init__(self, artifact: Artifact, *, threads: int | None = None, kv_bytes: int | None = None) -> None:
-        """Map the weights and make the cache; `kv_bytes` None takes 8 contexts, at most a quarter of the memory.
+    def __init__(
+        self, artifact: Artifact, *, threads: int | None = None, kv_bytes: int | None = None
+    ) -> None:
+        """Load the weights and make the cache.
+
+        `kv_bytes` None takes room for 8 contexts, at most a quarter of the memory.
 
         Raises: ArtifactRefused if this CPU lacks an instruction that the kernels use.
         """
@@ -95,7 +99,8 @@ class CpuExecutor:
         data = _anonymous(size_bytes, huge=True)
         data[:] = 1
         address = data.ctypes.data
-        return max(self._library.tokc_read_bandwidth(self._pool, address, size_bytes) for _ in range(repeats))
+        measure = self._library.tokc_read_bandwidth
+        return max(float(measure(self._pool, address, size_bytes)) for _ in range(repeats))
 
     def close(self) -> None:
         """Stop the threads and let go of the cache."""
@@ -127,7 +132,9 @@ class CpuExecutor:
     def _count_pages(self, kv_bytes: int | None) -> int:
         context_pages = -(-self.context_length // self.page_size)
         if kv_bytes is None:
-            kv_bytes = int(min(DEFAULT_CONTEXTS * context_pages * self.kv_bytes_per_page, MEMORY_SHARE * memory_bytes()))
+            kv_bytes = int(
+                min(DEFAULT_CONTEXTS * context_pages * self.kv_bytes_per_page, MEMORY_SHARE * memory_bytes())
+            )
             return max(context_pages, kv_bytes // self.kv_bytes_per_page)
         pages = kv_bytes // self.kv_bytes_per_page
         if pages < 1:
@@ -160,7 +167,8 @@ class CpuExecutor:
 
     def _link(self, plan: dict[str, Any]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint64]]:
         addresses = [self._arrays[buffer["name"]].ctypes.data for buffer in plan["buffers"]]
-        launches, pointers = [], []
+        launches: list[tuple[int, int, int, int]] = []
+        pointers: list[int] = []
         for launch in plan["launches"]:
             launches.append((launch["kernel"], ROW_COUNTS[launch["rows"]], len(pointers), 1))
             pointers += [addresses[buffer] + offset for buffer, offset in launch["operands"]]
@@ -195,6 +203,7 @@ def resident(mapped: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]
         copy = memory[places[name] : places[name] + tensor.nbytes]
         np.copyto(copy, tensor.reshape(-1).view(np.uint8))
         copies[name] = copy
+        _let_go(tensor)
     return copies
 
 
@@ -262,8 +271,17 @@ def _bytes(buffer: dict[str, Any], sizes: Mapping[str, int]) -> int:
     return count * np.dtype(ITEM_TYPES[buffer["dtype"]]).itemsize
 
 
+def _let_go(tensor: npt.NDArray[Any]) -> None:
+    """Drop the pages of the file behind a mapped array from this process; they stay in the page cache."""
+    owner: object = tensor
+    while isinstance(owner, np.ndarray):
+        owner = owner.base
+    if isinstance(owner, mmap.mmap):
+        owner.madvise(mmap.MADV_DONTNEED)
+
+
 def _anonymous(size: int, *, huge: bool = False) -> npt.NDArray[np.uint8]:
-    """Return zeroed memory; untouched pages cost nothing. `huge` asks for huge pages where the kernel has them."""
+    """Return zeroed memory, on huge pages if wanted and to be had; untouched pages cost nothing."""
     memory = mmap.mmap(-1, size)
     if huge and hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)

@@ -1,12 +1,13 @@
 """Lowers a ragged program to a Plan for the CPU, with the kernels and packed weights that it needs.
 
-Every node becomes at most one launch. Three things are decided here and nowhere else: a Split is a view, not a
-copy; an activation that a QuantLinear reads is quantized by the kernel that produced it where that kernel can;
-the cache is updated in place.
+Every node becomes at most one launch. Three things are decided here and nowhere else: a Split is a view,
+not a copy; an activation that a QuantLinear reads is quantized by the kernel that produced it where that
+kernel can; the cache is updated in place.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import onnx_ir as ir
 
@@ -162,7 +163,7 @@ def layer_of(node: ir.Node) -> int | None:
     """Return the decoder layer that a node belongs to, read from the names of its weights and outputs."""
     for value in (*node.inputs, *node.outputs):
         parts = (value.name or "").split(".") if value is not None else []
-        for before, part in zip(parts, parts[1:], strict=False):
+        for before, part in pairwise(parts):
             if before in {"layers", "kv"} and part.isdigit():
                 return int(part)
     return None
@@ -186,7 +187,10 @@ def text(node: ir.Node, name: str, default: str) -> str:
 def wanted(value: ir.Value) -> tuple[bool, bool]:
     """Return whether `value` is read as f32, and whether it is read as int8."""
     readers = [node for node, _ in value.uses()]
-    as_int8 = [n.op_type == "QuantLinear" and integer(n, "act_group", GROUP) == GROUP and n.inputs[0] is value for n in readers]
+    as_int8 = [
+        n.op_type == "QuantLinear" and integer(n, "act_group", GROUP) == GROUP and n.inputs[0] is value
+        for n in readers
+    ]
     return value.is_graph_output() or not all(as_int8), any(as_int8)
 
 
@@ -197,7 +201,9 @@ def required(value: ir.Value | None) -> ir.Value:
     return value
 
 
-def outputs_of(low: Lowering, value: ir.Value, width: int, rows: Rows) -> tuple[bool, bool, tuple[Operand, ...]]:
+def outputs_of(
+    low: Lowering, value: ir.Value, width: int, rows: Rows
+) -> tuple[bool, bool, tuple[Operand, ...]]:
     """Return (as f32, as int8, pointers) for a kernel that can write either form."""
     as_float, as_int8 = wanted(value)
     as_float = as_float or not as_int8
@@ -218,9 +224,9 @@ def lower_embedding(low: Lowering, node: ir.Node) -> None:
         out = low.activation(node.outputs[0], slot.width, "rows")
         low.launch(node, kernel, (slot.operand, low.input("logit_rows"), out), "rows")
         return
-    table, kernel = low.weights.embedding(source)
+    table, gather = low.weights.embedding(source)
     out = low.activation(node.outputs[0], low.program.config.hidden, "tokens")
-    low.launch(node, kernel, (low.weight(table), low.input("input_ids"), out), "tokens")
+    low.launch(node, gather, (low.weight(table), low.input("input_ids"), out), "tokens")
 
 
 def lower_quant_embedding(low: Lowering, node: ir.Node) -> None:
@@ -373,7 +379,14 @@ def lower_paged_attention(low: Lowering, node: ir.Node) -> None:
     )
     scratch = low.buffer(Buffer("attention.scratch", "scratch", "u8", (kernel.scratch_bytes,)))
     batch = [low.input(name) for name in ("positions", "sequences", "block_tables")]
-    operands = (low.slots[required(q)].operand, *cache_operands(low, tuple(caches)), *batch, low.info(), scratch, *out)
+    operands = (
+        low.slots[required(q)].operand,
+        *cache_operands(low, tuple(caches)),
+        *batch,
+        low.info(),
+        scratch,
+        *out,
+    )
     low.launch(node, kernel, operands, "tokens")
 
 
@@ -404,7 +417,9 @@ def lower_product(low: Lowering, node: ir.Node) -> None:
 def lower_activation(low: Lowering, node: ir.Node) -> None:
     """Lower an activation that no gated projection took in."""
     if node.op_type == "Gelu" and text(node, "approximate", "none") != "tanh":
-        raise TargetRefused("the CPU target runs Gelu with approximate='tanh' only", where=f"node '{node.name}'")
+        raise TargetRefused(
+            "the CPU target runs Gelu with approximate='tanh' only", where=f"node '{node.name}'"
+        )
     x = low.slots[required(node.inputs[0])]
     out = low.activation(node.outputs[0], x.width, x.rows)
     function = {"Sigmoid": "sigmoid", "Gelu": "gelu_tanh"}[node.op_type]

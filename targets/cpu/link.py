@@ -28,7 +28,9 @@ def kernel_table(kernels: Sequence[Kernel]) -> str:
     lines.append("#define ARGUMENTS void *const *p, int32_t rows, int32_t tid, int32_t threads")
     for index, kernel in enumerate(kernels):
         operands = ", ".join(f"p[{i}]" for i in range(len(kernel.args)))
-        lines.append(f"static void call_{index}(ARGUMENTS) {{ {kernel.symbol}({operands}, rows, tid, threads); }}")
+        lines.append(
+            f"static void call_{index}(ARGUMENTS) {{ {kernel.symbol}({operands}, rows, tid, threads); }}"
+        )
     calls = ", ".join(f"call_{index}" for index in range(len(kernels)))
     lines += [
         f"void (*const tokc_kernels[])(ARGUMENTS) = {{{calls}}};",
@@ -51,7 +53,9 @@ def link(kernels: Sequence[Kernel], code: bytes, isa: Isa) -> bytes:
         command = [sys.executable, "-m", "ziglang", "cc", "-target", target, "-shared", "-fPIC", "-O3", "-s"]
         command += ["-fno-sanitize=all", "-pthread", "-Wl,-soname,step.so", "-o", "step.so"]
         command += ["driver.c", "table.c", "kernels.o"]
-        process = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, env=zig_environment())
+        process = subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, check=False, env=zig_environment()
+        )
         if process.returncode != 0:
             raise TargetRefused(
                 f"linking the kernels for '{isa.name}' failed: {process.stderr.strip()[-800:]}",

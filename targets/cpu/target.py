@@ -21,7 +21,14 @@ def devices() -> tuple[Device, ...]:
 
 def pipeline(precision: Precision) -> str:
     """Return the default passes, in running order."""
-    passes = ["fold-constants", "eliminate-dead-code", "fuse-linear", "fuse-attention", "fuse-qkv", "fuse-gate-up"]
+    passes = [
+        "fold-constants",
+        "eliminate-dead-code",
+        "fuse-linear",
+        "fuse-attention",
+        "fuse-qkv",
+        "fuse-gate-up",
+    ]
     if precision.weights != "f32":
         passes.append(f"quantize-weights{{bits={_BITS[precision.weights]} group={precision.group}}}")
     passes += ["fuse-add-rms-norm", f"kv-layout{{page=16 dtype={precision.kv}}}", "eliminate-dead-code"]
@@ -29,7 +36,7 @@ def pipeline(precision: Precision) -> str:
 
 
 def lower(program: Program, device: str, limits: Limits) -> Lowered:
-    """Lower a ragged program: emit launches, place buffers, compile and link the kernels, pack the weights."""
+    """Lower a ragged program: emit launches, place buffers, compile and link kernels, pack weights."""
     isa = ISAS[device]
     page = program.kv.page if program.kv else 1
     bounds = {

@@ -62,7 +62,7 @@ class Weights:
         rows, columns = matrix_shape(table)
         tied = [use for use, index in table.uses() if use.op_type == "Linear" and index == 1]
         if tied:
-            linear = Linear(self._isa, rows, columns, False, columns, padded(rows))
+            linear = Linear(self._isa, rows, columns, bias=False, x_stride=columns, y_stride=padded(rows))
             return self._packed_linear(table, linear), LinearEmbedding(linear)
         tensor = Tensor(name_of(table), "f32", (rows, columns), 4 * rows * columns, lambda: dense(table))
         return tensor, Embedding(self._isa, columns)
@@ -71,7 +71,7 @@ class Weights:
         """Return the table, in the projection's layout, and its kernel."""
         rows, columns = matrix_shape(given(node.inputs[1]))
         bits, symmetric = grid_of(node)
-        linear = QuantLinear(self._isa, rows, columns, bits, symmetric, False, padded(rows))
+        linear = QuantLinear(self._isa, rows, columns, bits, symmetric, bias=False, y_stride=padded(rows))
         return self._packed_quant(node, linear), QuantEmbedding(linear)
 
     def _bias(self, node: ir.Node, index: int) -> Tensor | None:
@@ -91,7 +91,7 @@ class Weights:
 
     def _packed_quant(self, node: ir.Node, kernel: QuantLinear) -> Tensor:
         q, scale = given(node.inputs[1]), given(node.inputs[2])
-        offset = node.inputs[3] if len(node.inputs) > 3 else None  # noqa: PLR2004 - the op's fourth input
+        offset = node.inputs[3] if len(node.inputs) > 3 else None
         size = packed_bytes(kernel)
 
         def load() -> Array:
@@ -107,7 +107,7 @@ def grid_of(node: ir.Node) -> tuple[int, bool]:
     Raises: TargetRefused for a grid that no kernel decodes.
     """
     dtype = given(node.inputs[1]).dtype
-    offset = node.inputs[3] if len(node.inputs) > 3 else None  # noqa: PLR2004 - the op's fourth input
+    offset = node.inputs[3] if len(node.inputs) > 3 else None
     zero_point = node.attributes["zero_point"].as_int() if "zero_point" in node.attributes else 0
     match (dtype, zero_point, offset is not None):
         case (ir.DataType.UINT4, 8, False):
@@ -198,5 +198,3 @@ def dense(value: ir.Value) -> Array:
 def spread(per_block: Array, block: int, columns: int) -> Array:
     """Repeat one value a block over the block's columns; the last block may be short."""
     return np.repeat(per_block.astype(np.float32), block, axis=1)[:, :columns]
-
-

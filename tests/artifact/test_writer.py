@@ -17,7 +17,9 @@ def tensor(name: str, values: np.ndarray, dtype: str) -> Tensor:
 def test_the_safetensors_library_reads_what_was_written(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     a, b = rng.standard_normal((3, 5)).astype(np.float32), rng.integers(0, 255, 77, np.uint8)
-    write_safetensors(tmp_path / "m.safetensors", [tensor("a", a, "f32"), tensor("b", b, "u8"), tensor("c", a, "f32")])
+    write_safetensors(
+        tmp_path / "m.safetensors", [tensor("a", a, "f32"), tensor("b", b, "u8"), tensor("c", a, "f32")]
+    )
     read = load_file(tmp_path / "m.safetensors")
     assert (read["a"] == a).all()
     assert (read["b"] == b).all()
@@ -35,9 +37,13 @@ def test_every_tensor_starts_at_a_cache_line(tmp_path: Path) -> None:
 
 
 def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), written_aside(tmp_path / "x.tokc") as folder:
-        write_files(folder, {"a/b.json": b"{}"})
-        raise RuntimeError
+    def fail() -> None:
+        with written_aside(tmp_path / "x.tokc") as folder:
+            write_files(folder, {"a/b.json": b"{}"})
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
     assert list(tmp_path.iterdir()) == []
 
 

@@ -47,7 +47,9 @@ def test_the_arena_holds_at_least_the_busiest_launch_and_at_most_everything(plan
 
 def test_a_chain_of_equal_buffers_takes_the_room_of_two() -> None:
     buffers = tuple(Buffer(f"b{i}", "arena", "f32", (16,)) for i in range(10))
-    launches = tuple(Launch("k", (Operand(f"b{i}"), Operand(f"b{i + 1}")), "tokens", "Op", None) for i in range(9))
+    launches = tuple(
+        Launch("k", (Operand(f"b{i}"), Operand(f"b{i + 1}")), "tokens", "Op", None) for i in range(9)
+    )
     assert plan_memory(Plan(LIMITS, ("k",), buffers, launches)).arena_bytes == 2 * 64
 
 

@@ -44,15 +44,19 @@ def compact_json(value: object) -> bytes:
 def safetensors_header(tensors: Iterable[Tensor]) -> tuple[bytes, dict[str, int]]:
     """Return the header and each tensor's offset from the start of the file, a multiple of 64 bytes.
 
-    Source: github.com/huggingface/safetensors, "Format"; gaps are not allowed there, so sizes must be multiples
-    of 64 or the next tensor follows at once; padding tensors fill the rest.
+    Source: github.com/huggingface/safetensors, "Format"; gaps are not allowed there, so sizes must be
+    multiples of 64 or the next tensor follows at once; padding tensors fill the rest.
     """
     entries: dict[str, object] = {}
     position, places = 0, {}
     for index, tensor in enumerate(tensors):
         gap = -position % ALIGNMENT
         if gap:
-            entries[f"padding.{index}"] = {"dtype": "U8", "shape": [gap], "data_offsets": [position, position + gap]}
+            entries[f"padding.{index}"] = {
+                "dtype": "U8",
+                "shape": [gap],
+                "data_offsets": [position, position + gap],
+            }
             position += gap
         places[tensor.name] = position
         end = position + tensor.nbytes
@@ -68,7 +72,9 @@ def safetensors_header(tensors: Iterable[Tensor]) -> tuple[bytes, dict[str, int]
     return header, {name: len(header) + place for name, place in places.items()}
 
 
-def write_safetensors(path: Path, tensors: Iterable[Tensor], progress: Callable[[str], None] | None = None) -> str:
+def write_safetensors(
+    path: Path, tensors: Iterable[Tensor], progress: Callable[[str], None] | None = None
+) -> str:
     """Write tensors in the given order, each at a multiple of 64 bytes; returns the file's sha256."""
     ordered = list(tensors)
     header, places = safetensors_header(ordered)
@@ -80,7 +86,7 @@ def write_safetensors(path: Path, tensors: Iterable[Tensor], progress: Callable[
             if progress is not None:
                 progress(tensor.name)
             gap = bytes(places[tensor.name] - position)
-            data = memoryview(np.ascontiguousarray(tensor.load()).reshape(-1).view(np.uint8))
+            data: memoryview = np.ascontiguousarray(tensor.load()).reshape(-1).view(np.uint8).data
             if data.nbytes != tensor.nbytes:
                 raise AssertionError(f"{tensor.name}: {data.nbytes} bytes made, {tensor.nbytes} announced")
             for part in (gap, data):

@@ -36,8 +36,9 @@ class ModelConfig:
 class Assets:
     """Hold what travels with the weights: tokenizer, chat template, generation defaults, origin.
 
-    `tokenizer_json` is the text of a Hugging Face `tokenizer.json`; `special_tokens` maps the names that chat
-    templates use (`bos_token`, `eos_token`, ...) to their text; `provenance` names source files and their sha256.
+    `tokenizer_json` is the text of a Hugging Face `tokenizer.json`; `special_tokens` maps the names that
+    chat templates use (`bos_token`, `eos_token`, ...) to their text; `provenance` names source files and
+    their sha256.
     """
 
     tokenizer_json: str | None = None
@@ -52,8 +53,8 @@ class Assets:
 class KvLayout:
     """State how the paged cache is laid out; `page` in tokens.
 
-    Keys are [pages, kv_heads, dim, page], values [pages, kv_heads, page, dim]; int8 adds one f32 scale a token
-    and head, [pages, kv_heads, page].
+    Keys are [pages, kv_heads, dim, page], values [pages, kv_heads, page, dim]; int8 adds one f32 scale a
+    token and head, [pages, kv_heads, page].
     """
 
     page: int

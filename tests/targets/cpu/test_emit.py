@@ -30,7 +30,9 @@ PRECISIONS = {
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Program]:
     """Return a one-layer Llama after the default passes, at each precision."""
-    folder = tiny_folder("llama", tmp_path_factory.mktemp("models") / "llama", head_dim=32, num_hidden_layers=1)
+    folder = tiny_folder(
+        "llama", tmp_path_factory.mktemp("models") / "llama", head_dim=32, num_hidden_layers=1
+    )
     imported = import_model(folder, context=64)
     return {name: Pipeline.parse(pipeline(p)).run(imported) for name, p in PRECISIONS.items()}
 

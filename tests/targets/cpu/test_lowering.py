@@ -13,7 +13,8 @@ from tokc.runtime.executors.base import Batch
 from tokc.runtime.executors.cpu import CpuExecutor
 
 TOKENS = 40
-# (weights, cache): the first is exact up to the order of f32 sums; the others also round where the program does.
+# (weights, cache): the first is exact up to the order of f32 sums; the others also round where the program
+# does.
 PRECISIONS = {("f32", "f32"): 2e-4, ("int8", "f16"): 0.05, ("int4", "int8"): 0.1}
 
 
@@ -33,7 +34,9 @@ def answers(artifact: Path, ids: np.ndarray, chunk: int) -> np.ndarray:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(("weights", "kv"), PRECISIONS)
-def test_lowered_families_answer_as_their_programs_do(family: str, weights: str, kv: str, tmp_path: Path) -> None:
+def test_lowered_families_answer_as_their_programs_do(
+    family: str, weights: str, kv: str, tmp_path: Path
+) -> None:
     folder = tiny_folder(family, tmp_path / family, head_dim=32)
     request = Request(folder, precision=precision(weights, kv), context=64, check=False)
     built = build(request, tmp_path / "model.tokc")
