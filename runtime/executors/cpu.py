@@ -276,6 +276,8 @@ def _let_go(tensor: npt.NDArray[Any]) -> None:
     owner: object = tensor
     while isinstance(owner, np.ndarray):
         owner = owner.base
+    if isinstance(owner, memoryview):
+        owner = owner.obj
     if isinstance(owner, mmap.mmap):
         owner.madvise(mmap.MADV_DONTNEED)
 
