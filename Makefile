@@ -10,7 +10,7 @@ TORCH_FLAGS ?=
 TORCH := torch==2.13.0
 JOBS ?= 2
 PROMPT ?= Write two sentences about the sea.
-PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --no-input
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet --no-input
 SAY = @printf '\033[1m==>\033[0m %s\n'
 
 .DEFAULT_GOAL := help

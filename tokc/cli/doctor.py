@@ -21,7 +21,6 @@ PARTS = (
     ("onnx-ir", "onnx_ir", "build"),
     ("onnxruntime", "onnxruntime", "build"),
     ("gguf", "gguf", "build"),
-    ("safetensors", "safetensors", "build"),
     ("ziglang", "ziglang", "build"),
     ("starlette", "starlette", "serve"),
     ("uvicorn", "uvicorn", "serve"),
