@@ -74,7 +74,7 @@ class FileInfo:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Describe an artifact; `pipeline` is its passes as text, `provenance` maps source files to their sha256."""
+    """Describe an artifact; `pipeline` is its passes as text, `provenance` the sha256 of each source."""
 
     tokc_version: str
     name: str

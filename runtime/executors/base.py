@@ -15,7 +15,8 @@ class Batch:
     """Hold one step: the tokens of all its sequences on one axis, each sequence's in ascending position.
 
     Shapes: input_ids, positions, sequences i32[tokens] (`sequences` is a row of `block_tables`),
-        block_tables i32[seqs, blocks] (unused entries 0), logit_rows i32[rows] (tokens that want logits).
+        block_tables i32[seqs, blocks], logit_rows i32[rows] (tokens whose logits are wanted).
+    Rows and entries of block_tables that no token of the step reaches hold any page; it may be a strided view.
     """
 
     input_ids: Int32s

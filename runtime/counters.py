@@ -1,0 +1,66 @@
+"""Counts what the engine did: numbers that only grow, and histograms of times."""
+
+from bisect import bisect_left
+from dataclasses import dataclass, field
+
+from tokc.runtime.sequence import Sequence
+
+TTFT_BOUNDS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+TPOT_BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
+
+
+class Histogram:
+    """Counts observations at or below each bound."""
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        """Start with no observation; `bounds` ascend."""
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total = 0.0
+
+    @property
+    def count(self) -> int:
+        """Return the number of observations."""
+        return sum(self.counts)
+
+    def observe(self, value: float) -> None:
+        """Add an observation."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+
+@dataclass
+class Counters:
+    """Totals since the engine was opened; `finished` by reason (stop, length, abort)."""
+
+    steps: int = 0
+    computed_tokens: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    finished: dict[str, int] = field(default_factory=lambda: {"stop": 0, "length": 0, "abort": 0})
+    ttft_s: Histogram = field(default_factory=lambda: Histogram(TTFT_BOUNDS_S))
+    tpot_s: Histogram = field(default_factory=lambda: Histogram(TPOT_BOUNDS_S))
+
+    def finish(self, sequence: Sequence) -> None:
+        """Count a sequence that ended."""
+        usage, timing = sequence.usage, sequence.timing
+        self.prompt_tokens += usage.prompt_tokens
+        self.cached_tokens += usage.cached_tokens
+        self.output_tokens += usage.completion_tokens
+        self.finished[sequence.finish_reason or "abort"] += 1
+        if sequence.first_token_s is not None:
+            self.ttft_s.observe(timing.ttft_s)
+        if timing.tpot_s is not None:
+            self.tpot_s.observe(timing.tpot_s)
+
+
+@dataclass(frozen=True)
+class Gauges:
+    """State of this moment."""
+
+    running: int
+    waiting: int
+    pages_used: int
+    pages_total: int
+    preemptions: int

@@ -1,0 +1,118 @@
+"""Chooses the next token of each sequence from its logits.
+
+A choice depends on the row of logits, the request's parameters, its seed and the index of the output token, and on
+nothing else of the batch. Equal values are ordered by token id, the lowest first.
+"""
+
+from collections.abc import Sequence as Items
+
+import numpy as np
+import numpy.typing as npt
+
+from tokc.runtime.executors.base import Float32s
+from tokc.runtime.penalties import PenaltyState
+from tokc.runtime.sequence import Logprob, SamplingParams, Sequence
+
+Choice = tuple[int, Logprob | None]
+
+_UINT64 = 0xFFFF_FFFF_FFFF_FFFF
+_NUCLEUS_GUESSES = (64, 1024)
+
+
+def sample(logits: Float32s, sequences: Items[Sequence]) -> list[Choice]:
+    """Return a token, and its log probability where asked, for each row of logits f32[rows, vocab]."""
+    if all(sequence.params.plain_greedy for sequence in sequences):
+        return [(token, None) for token in logits.argmax(axis=1).tolist()]
+    return [_choose(row, sequence) for row, sequence in zip(logits, sequences, strict=True)]
+
+
+def draw(logits: Float32s, params: SamplingParams, uniform: float) -> int:
+    """Draw a token with temperature, then top-k, top-p and min-p; `uniform` lies in [0, 1)."""
+    weights = np.exp((logits - logits.max()) * np.float32(1 / params.temperature))
+    ids = _candidates(weights, params)
+    if ids is not None:
+        weights = weights[ids]
+    if params.min_p > 0:
+        weights = np.where(weights >= np.float32(params.min_p) * weights.max(), weights, np.float32(0))
+    cumulative = np.cumsum(weights, dtype=np.float64)
+    place = int(np.searchsorted(cumulative, uniform * cumulative[-1], side="right"))
+    place = min(place, len(cumulative) - 1)
+    return place if ids is None else int(ids[place])
+
+
+def uniform_at(seed: int, index: int) -> float:
+    """Return the number in [0, 1) of output token `index`, from a counter: no state is carried between tokens.
+
+    Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3" (Philox4x64).
+    """
+    generator = np.random.Philox(key=seed & _UINT64, counter=index)
+    return float(int(generator.random_raw()) >> 11) * 2.0**-53
+
+
+def top_ids(values: npt.NDArray[np.float32], count: int) -> npt.NDArray[np.int64]:
+    """Return the indexes of the `count` largest values, largest first, the lowest index among equals."""
+    count = min(count, len(values))
+    threshold = np.partition(values, len(values) - count)[len(values) - count]
+    ids = np.flatnonzero(values >= threshold)
+    order = np.argsort(-values[ids], kind="stable")[:count]
+    return ids[order]
+
+
+def log_probabilities(logits: Float32s, token: int, top: int) -> Logprob:
+    """Return the natural log probability of `token` and of the `top` likeliest."""
+    largest = float(logits.max())
+    total = largest + float(np.log(np.exp(logits - np.float32(largest)).sum(dtype=np.float64)))
+    best = top_ids(logits, top).tolist() if top else []
+    return Logprob(token, float(logits[token]) - total, tuple((i, float(logits[i]) - total) for i in best))
+
+
+def _choose(logits: Float32s, sequence: Sequence) -> Choice:
+    params = sequence.params
+    scores = logits
+    if params.adjusts:
+        scores = logits.copy()
+        _penalties(sequence).adjust(scores)
+    if params.temperature == 0:
+        token = int(scores.argmax())
+    else:
+        token = draw(scores, params, uniform_at(sequence.seed, sequence.output_length))
+    if sequence.penalties is not None:
+        sequence.penalties.see_output(token)
+    return token, None if params.logprobs is None else log_probabilities(logits, token, params.logprobs)
+
+
+def _penalties(sequence: Sequence) -> PenaltyState:
+    if sequence.penalties is None:
+        params = sequence.params
+        sequence.penalties = PenaltyState(
+            repetition=params.repetition_penalty,
+            presence=params.presence_penalty,
+            frequency=params.frequency_penalty,
+            bias=params.logit_bias,
+        )
+        sequence.penalties.see_prompt(sequence.tokens)
+    return sequence.penalties
+
+
+def _candidates(weights: npt.NDArray[np.float32], params: SamplingParams) -> npt.NDArray[np.int64] | None:
+    """Return the ids that top-k and top-p leave, likeliest first; None for all."""
+    top_k = params.top_k if params.top_k is not None and params.top_k < len(weights) else None
+    if params.top_p == 1:
+        return None if top_k is None else top_ids(weights, top_k)
+    if top_k is not None:
+        ids = top_ids(weights, top_k)
+        return ids[: _nucleus_size(weights[ids], float(weights[ids].sum(dtype=np.float64)), params.top_p)]
+    total = float(weights.sum(dtype=np.float64))
+    for guess in (*_NUCLEUS_GUESSES, len(weights)):
+        ids = top_ids(weights, guess)
+        size = _nucleus_size(weights[ids], total, params.top_p)
+        if size is not None:
+            return ids[:size]
+    return ids
+
+
+def _nucleus_size(descending: npt.NDArray[np.float32], total: float, top_p: float) -> int | None:
+    """Return how many of the leading weights reach `top_p` of `total`; None if all together do not."""
+    cumulative = np.cumsum(descending, dtype=np.float64)
+    size = int(np.searchsorted(cumulative, top_p * total, side="left")) + 1
+    return size if size <= len(descending) else None
