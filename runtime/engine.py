@@ -10,6 +10,7 @@ import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from collections.abc import Sequence as Items
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -76,16 +77,21 @@ class Engine:
 
         Raises: ArtifactRefused.
         """
-        artifact = Artifact.open(path, verify=verify)
-        tokenizer = artifact.read_text("tokenizer.json")
-        if tokenizer is None:
-            raise ArtifactRefused("the artifact has no tokenizer.json", where=str(path))
+        artifact = Artifact.open(path, verify=False)
+        with ThreadPoolExecutor(1) as background:
+            verified = background.submit(artifact.verify) if verify else None
+            text = artifact.read_text("tokenizer.json")
+            if text is None:
+                raise ArtifactRefused("the artifact has no tokenizer.json", where=str(path))
+            tokenizer = Tokenizer(text, where=str(artifact.path / "tokenizer.json"))
+            if verified is not None:
+                verified.result()
         template = artifact.read_text("chat_template.jinja")
         model = artifact.manifest.model
         generation = json.loads(artifact.read_text("generation_config.json") or "{}")
         return cls(
             executor_for(artifact, threads=threads, kv_bytes=kv_bytes),
-            Tokenizer(tokenizer, where=str(artifact.path / "tokenizer.json")),
+            tokenizer,
             name=artifact.manifest.name,
             eos_ids=[*model.eos_token_ids, *_ids(generation.get("eos_token_id"))],
             chat_template=None if template is None else ChatTemplate(template, model.special_tokens),
