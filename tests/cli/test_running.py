@@ -13,7 +13,7 @@ from tests.report.sample import HOST, write_artifact
 from tests.runtime.conftest import MakeEngine, make_engine
 from tests.runtime.hash_model import HashModel
 from tokc.cli.app import app
-from tokc.cost import measure
+from tokc.cost import devices
 from tokc.errors import TokcError
 from tokc.runtime.engine import Engine
 
@@ -81,7 +81,7 @@ def test_bench_writes_what_the_report_reads(
     engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     del engine
-    monkeypatch.setattr(measure, "probe", lambda _: HOST)
+    monkeypatch.setattr(devices, "probe", lambda *_: HOST)
     artifact = write_artifact(tmp_path)
     command = ["bench", str(artifact), "--prompt-tokens", "8", "--output-tokens", "4", "--json"]
     result = runner.invoke(app, command)

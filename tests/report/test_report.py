@@ -1,6 +1,7 @@
 import io
 import json
 import re
+from dataclasses import replace
 from datetime import date
 from html.parser import HTMLParser
 from pathlib import Path
@@ -61,7 +62,7 @@ def test_json_round_trip(report: Report, tmp_path: Path) -> None:
 
 
 def test_without_a_bench_rates_are_predicted(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(collect, "probe", lambda: HOST)
+    monkeypatch.setattr(collect, "probe", lambda **_: HOST)
     report = collect.collect(artifact, parse_price("0.20/h"), TODAY)
     assert {cost.basis for cost in report.costs} == {"predicted"}
     assert all(figure.measured is None for batch in report.batches for figure in batch.figures)
@@ -131,3 +132,9 @@ class _Balanced(HTMLParser):
     def handle_endtag(self, tag: str) -> None:
         assert self.open, f"</{tag}> closes nothing"
         assert self.open.pop() == tag
+
+
+def test_a_disturbed_measurement_says_so(report: Report) -> None:
+    disturbed = replace(report, foreign_cpu=0.31)
+    assert report.disturbed is None
+    assert "Other programs took 31% of the cores" in html.render(disturbed)

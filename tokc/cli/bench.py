@@ -43,18 +43,22 @@ def bench(
 
 def _measure(artifact: Path, batches: tuple[int, ...], load: "Load", threads: int | None) -> "Bench":
     import tokc
-    from tokc.cost.measure import Bench, measure, peak_rss_bytes, probe_engine
+    from tokc.cost.devices import CpuWatch, probe
+    from tokc.cost.measure import Bench, measure, peak_rss_bytes
     from tokc.report.collect import manifest_sha256
+    from tokc.runtime.artifact import Artifact
 
     with progress() as say:
         say(f"load {artifact}")
         start_s = time.perf_counter()
         with tokc.load(artifact, threads=threads) as engine:
             load_s = time.perf_counter() - start_s
+            watch = CpuWatch()
             points = measure(engine, batches, load, say)
-            peak = peak_rss_bytes()
+            foreign, peak = watch.foreign_share(), peak_rss_bytes()
             say("probe this machine's memory and arithmetic")
-            host = probe_engine(engine)
+            uses = Artifact.open(artifact, verify=False).manifest.target.features
+            host = probe(engine.executor, uses)
     return Bench(
         artifact=artifact.name,
         manifest_sha256=manifest_sha256(artifact),
@@ -63,6 +67,7 @@ def _measure(artifact: Path, batches: tuple[int, ...], load: "Load", threads: in
         load_s=load_s,
         peak_rss_bytes=peak,
         points=points,
+        foreign_cpu=foreign,
     )
 
 

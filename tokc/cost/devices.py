@@ -3,7 +3,7 @@
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ PROBE_REPEATS = 5
 MATMUL_SIZE = 1024
 # Multiply-adds of 8-bit integers for one of f32, by instruction set; the first that the CPU has.
 INT8_SPEEDUP: Mapping[str, float] = {
+    "amx_int8": 32.0,  # tdpbusd
     "i8mm": 8.0,  # smmla, usmmla
     "avx512_vnni": 4.0,  # vpdpbusd
     "avx_vnni": 4.0,
@@ -52,23 +53,25 @@ class ReadsMemory(Protocol):
         ...
 
 
-def probe(executor: object = None) -> Host:
-    """Measure this machine for about a second; an executor that can, reads memory with its own threads."""
+def probe(executor: object = None, uses: Collection[str] | None = None) -> Host:
+    """Measure this machine for about a second; an executor that can, reads memory with its own threads.
+
+    `uses` names the instruction sets of the kernels whose arithmetic is predicted, None for all of them.
+    """
     if isinstance(executor, ReadsMemory):
         bandwidth, how = executor.read_bandwidth(), "read by the artifact's own threads"
     else:
         bandwidth, how = _numpy_bandwidth(), "read by numpy, a lower bound"
     flops = _matmul_flops()
     features = cpu_features()
-    speedup = next((factor for name, factor in INT8_SPEEDUP.items() if name in features), 1.0)
+    used = features if uses is None else features & set(uses)
+    speedup = next((factor for name, factor in INT8_SPEEDUP.items() if name in used), 1.0)
     return Host(
         cpu=cpu_name(),
         arch=platform.machine(),
         cores=usable_cores(),
         memory_bytes=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
-        instructions=tuple(
-            name for name in (*INT8_SPEEDUP, "avx512f", "amx_int8", "fma", "f16c") if name in features
-        ),
+        instructions=tuple(name for name in (*INT8_SPEEDUP, "avx512f", "fma", "f16c") if name in features),
         read_bytes_per_s=bandwidth,
         f32_flops_per_s=flops,
         int8_flops_per_s=flops * speedup,
@@ -97,6 +100,29 @@ def cpu_features() -> frozenset[str]:
 def usable_cores() -> int:
     """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0))
+
+
+class CpuWatch:
+    """Tells which share of the cores others took while it was watched; 0 where the kernel does not tell."""
+
+    def __init__(self) -> None:
+        self._start = self._times()
+        self._start_s = time.perf_counter()
+
+    def foreign_share(self) -> float:
+        """Return the share since the start."""
+        busy, own = (now - then for now, then in zip(self._times(), self._start, strict=True))
+        elapsed = (time.perf_counter() - self._start_s) * (os.cpu_count() or 1)
+        return max(0.0, min(1.0, (busy - own) / elapsed))
+
+    def _times(self) -> tuple[float, float]:
+        own = sum(os.times()[:4])
+        path = Path("/proc/stat")
+        if not path.exists():
+            return own, own
+        ticks = [int(word) for word in path.read_text().split()[1:9]]
+        idle = ticks[3] + ticks[4]  # idle, and idle while something is read
+        return (sum(ticks) - idle) / os.sysconf("SC_CLK_TCK"), own
 
 
 def _cpuinfo() -> list[str]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tokc.cost.devices import Host, probe
+from tokc.cost.devices import Host
 from tokc.errors import TokcError
 from tokc.runtime.engine import Engine
 
@@ -51,7 +51,10 @@ class Point:
 
 @dataclass(frozen=True)
 class Bench:
-    """A run of the bench: which artifact, on which machine, with what result."""
+    """A run of the bench: which artifact, on which machine, with what result.
+
+    `foreign_cpu` is the share of the cores that other programs took meanwhile.
+    """
 
     artifact: str
     manifest_sha256: str
@@ -60,6 +63,7 @@ class Bench:
     load_s: float
     peak_rss_bytes: int
     points: tuple[Point, ...]
+    foreign_cpu: float = 0.0
     schema_version: int = 1
 
 
@@ -95,11 +99,6 @@ def measure(
         )
         points.append(_point(engine, batch, load, prompts))
     return tuple(points)
-
-
-def probe_engine(engine: Engine) -> Host:
-    """Measure the machine with the threads of the engine's executor."""
-    return probe(engine.executor)
 
 
 def peak_rss_bytes() -> int:

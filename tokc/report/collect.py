@@ -43,7 +43,7 @@ def collect(path: Path, price: Price, today: date, bench: Path | None = None) ->
     """
     artifact = Artifact.open(path, verify=False)
     found = bench or (bench_path(path) if bench_path(path).exists() else None)
-    inputs = Inputs(host=probe(), price=price) if found is None else _measured(found, path, price)
+    inputs = _probed(artifact, price) if found is None else _measured(found, path, price)
     work = read_work(path)
     quality = path / "quality.json"
     return Report(
@@ -62,7 +62,12 @@ def collect(path: Path, price: Price, today: date, bench: Path | None = None) ->
         measured_at=inputs.measured_at,
         load_s=inputs.load_s,
         peak_rss_bytes=inputs.peak_rss_bytes,
+        foreign_cpu=inputs.foreign_cpu,
     )
+
+
+def _probed(artifact: Artifact, price: Price) -> Inputs:
+    return Inputs(host=probe(uses=artifact.manifest.target.features), price=price)
 
 
 def _measured(path: Path, artifact: Path, price: Price) -> Inputs:
@@ -73,7 +78,15 @@ def _measured(path: Path, artifact: Path, price: Price) -> Inputs:
             where=str(path),
             hint=f"measure this one: tokc bench {artifact}",
         )
-    return Inputs(bench.host, price, bench.points, bench.measured_at, bench.load_s, bench.peak_rss_bytes)
+    return Inputs(
+        host=bench.host,
+        price=price,
+        points=bench.points,
+        measured_at=bench.measured_at,
+        load_s=bench.load_s,
+        peak_rss_bytes=bench.peak_rss_bytes,
+        foreign_cpu=bench.foreign_cpu,
+    )
 
 
 def _identity(artifact: Artifact) -> Identity:

@@ -107,6 +107,7 @@ def _speed(report: Report) -> str:
         "The roofline is the best that this machine's memory and arithmetic allow; the percentage is its "
         "error, roofline / measured − 1."
     )
+    text += f" {report.disturbed}" if report.disturbed else ""
     return _section("Speed", text, f'{key}\n<div class="pair">\n{charts}\n</div>')
 
 

@@ -7,6 +7,7 @@ from tokc.cost.measure import Point
 from tokc.cost.prices import Price
 
 SCHEMA_VERSION = 1
+DISTURBED_SHARE = 0.05
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,8 @@ class LedgerRow:
 class Report:
     """The cost of a token of one artifact on one machine.
 
-    `measured_at` is None where nothing was measured; `op_bytes` are those of a token at `op_context` tokens.
+    `measured_at` is None where nothing was measured; `op_bytes` are those of a token at `op_context` tokens;
+    `foreign_cpu` is the share of the cores that other programs took during the measurement.
     """
 
     identity: Identity
@@ -114,7 +116,15 @@ class Report:
     measured_at: str | None = None
     load_s: float | None = None
     peak_rss_bytes: int | None = None
+    foreign_cpu: float = 0.0
     schema_version: int = SCHEMA_VERSION
+
+    @property
+    def disturbed(self) -> str | None:
+        """Return what to say where others used the machine meanwhile, None where it was quiet."""
+        if self.foreign_cpu < DISTURBED_SHARE:
+            return None
+        return f"Other programs took {self.foreign_cpu:.0%} of the cores meanwhile: measure again when quiet."
 
 
 @dataclass(frozen=True)
@@ -127,3 +137,4 @@ class Inputs:
     measured_at: str | None = None
     load_s: float | None = None
     peak_rss_bytes: int | None = None
+    foreign_cpu: float = 0.0
