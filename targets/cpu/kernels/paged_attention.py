@@ -7,12 +7,16 @@ Positions are taken in blocks of 64, with a running maximum m, sum l and result 
 Gimelshein 2018, arXiv:1805.02867; Dao et al. 2022, arXiv:2205.14135):
     s = scale * q @ K,   m' = max(m, max(s)),   e = exp(s - m'),   l = l * exp(m - m') + sum(e),
     a = a * exp(m - m') + e @ V,   y = a / l.
-Blocks begin at multiples of 64 of the position, whatever the step holds. So a token's operations and their
-order depend on its position alone: its bits are the same in a decode step, in any chunk of a prefill, and on
-any number of threads.
+Blocks begin at multiples of 64 of the position, whatever the step holds. Every few blocks (2, or more where that
+would make over 16 parts of a sequence) m, l and a begin anew, and the parts are added up in ascending order. So a
+token's operations and their order depend on its position alone: its bits are the same in a decode step, in any
+chunk of a prefill, and on any number of threads.
+
+A step of few tokens gives the parts to different threads; the one that finishes last adds them up. It knows by a
+counter in the scratch, which must be zero before the first launch and is zero after each.
 
 Shapes: q f32[rows, heads * dim]; cache and integer inputs as in rope_write_kv.py; scratch `scratch_bytes`
-        for each thread; y f32[rows, heads * dim]; int8 form as in quantize.py.
+        for each thread, zeroed once; y f32[rows, heads * dim]; int8 form as in quantize.py.
 """
 
 from dataclasses import dataclass
@@ -27,6 +31,9 @@ from tokc.targets.cpu.kernels.rope_write_kv import PAGE, cache_args, require_cac
 BLOCK_PAGES = 4
 BLOCK = BLOCK_PAGES * PAGE
 ROWS_AT_ONCE = 48
+PART_BLOCKS = 2
+MOST_PARTS = 16
+FEW_TOKENS = 4
 
 
 @dataclass(frozen=True)
@@ -91,6 +98,17 @@ class PagedAttention:
         return -(-self.tokens_at_once * self.group // self.tile_rows) * self.tile_rows
 
     @property
+    def part_size(self) -> int:
+        """Return the size of a part's maxima, sums and results, in f32."""
+        return self.group * (self.dim + 2 * PAGE)
+
+    @property
+    def part_growths(self) -> tuple[int, ...]:
+        """Return the positions from which on a part has twice as many blocks."""
+        first = MOST_PARTS * PART_BLOCKS * BLOCK
+        return tuple(first << i for i in range(32) if first << i < self.context)
+
+    @property
     def scratch_offsets(self) -> dict[str, int]:
         """Return where each part of a thread's scratch begins, in f32, and their sum as 'end'."""
         sizes = {
@@ -103,6 +121,11 @@ class PagedAttention:
             "keys": BLOCK * self.dim,
             "values": BLOCK * self.dim,
             "value_scales": BLOCK,
+            "whole_result": self.rows * self.dim,
+            "whole_peak": self.rows * PAGE,
+            "whole_sum": self.rows * PAGE,
+            "parts": FEW_TOKENS * self.kv_heads * MOST_PARTS * self.part_size,
+            "arrivals": -(-FEW_TOKENS * self.kv_heads // PAGE) * PAGE,
         }
         offsets, end = {}, 0
         for name, size in sizes.items():

@@ -4,6 +4,7 @@ import ctypes
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,24 @@ class Kernels:
         """Load the library."""
         self._library = ctypes.CDLL(str(path))
 
-    def run(self, kernel: Kernel, *arrays: Array, rows: int, threads: int = 1) -> None:
-        """Call the kernel once for every thread, one after the other, on contiguous arrays."""
+    def run(
+        self, kernel: Kernel, *arrays: Array, rows: int, threads: int = 1, together: bool = False
+    ) -> None:
+        """Call the kernel once for every thread, one after the other or `together`."""
         assert len(arrays) == len(kernel.args), f"{kernel.symbol} takes {kernel.args}"
         function = getattr(self._library, kernel.symbol)
         function.restype = None
         pointers = [ctypes.c_void_p(array.ctypes.data) for array in arrays]
-        for tid in range(threads):
+
+        def call(tid: int) -> None:
             function(*pointers, ctypes.c_int32(rows), ctypes.c_int32(tid), ctypes.c_int32(threads))
+
+        if together:
+            with ThreadPoolExecutor(threads) as pool:
+                list(pool.map(call, range(threads)))
+        else:
+            for tid in range(threads):
+                call(tid)
 
 
 Loader = Callable[[Sequence[Kernel], Isa], Kernels]

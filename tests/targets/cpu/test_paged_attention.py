@@ -9,7 +9,7 @@ import pytest
 
 from tests.targets.cpu.paged import Batch, Cache, batch_of
 from tokc.errors import TargetRefused
-from tokc.targets.cpu.isa import Isa
+from tokc.targets.cpu.isa import Isa, host_isa
 from tokc.targets.cpu.kernels.paged_attention import PagedAttention
 
 Array = npt.NDArray[Any]
@@ -39,11 +39,18 @@ def kernels(isa: Isa) -> list[PagedAttention]:
 class Case:
     """A filled cache, the queries of a step and what they attend to."""
 
-    def __init__(self, kernel: PagedAttention, align: Align, chunks: list[tuple[int, int]]) -> None:
+    def __init__(
+        self,
+        kernel: PagedAttention,
+        align: Align,
+        chunks: list[tuple[int, int]],
+        pages: int = PAGES,
+        context: int = CONTEXT,
+    ) -> None:
         rng = np.random.default_rng(11)
         self.kernel, self.align = kernel, align
-        self.batch = batch_of(chunks, rng, pages=PAGES, blocks=CONTEXT // 16)
-        self.cache = Cache(PAGES, kernel.kv_heads, kernel.dim, kernel.kv_dtype)
+        self.batch = batch_of(chunks, rng, pages=pages, blocks=context // 16)
+        self.cache = Cache(pages, kernel.kv_heads, kernel.dim, kernel.kv_dtype)
         for sequence, (_, length) in enumerate(chunks):
             for position in range(length):
                 k, v = rng.standard_normal((2, kernel.kv_heads, kernel.dim)).astype(np.float32)
@@ -52,20 +59,27 @@ class Case:
         self.q = rng.standard_normal((rows, kernel.heads * kernel.dim)).astype(np.float32)
         self.arrays = [align(array) for array in self.cache.arrays]
 
-    def run(self, library: Any, batch: Batch, q: Array, threads: int) -> dict[str, Array]:
+    def run(
+        self, library: Any, batch: Batch, q: Array, threads: int, *, together: bool = False
+    ) -> dict[str, Array]:
         """Return y, xq, xs and xsum."""
         kernel, align, rows = self.kernel, self.align, len(q)
         width = kernel.heads * kernel.dim
+        shapes: dict[str, tuple[int, Any]] = {
+            "y": (width, np.float32),
+            "xq": (width, np.int8),
+            "xs": (width // 32, np.float32),
+            "xsum": (width // 32, np.int32),
+        }
         results = {
-            "y": align(np.zeros((rows, width), np.float32)),
-            "xq": align(np.zeros((rows, width), np.int8)),
-            "xs": align(np.zeros((rows, width // 32), np.float32)),
-            "xsum": align(np.zeros((rows, width // 32), np.int32)),
+            name: align(np.zeros((rows, columns), dtype))
+            for name, (columns, dtype) in shapes.items()
+            if name in kernel.args
         }
         integers = [batch.positions, batch.sequences, batch.block_tables, batch.info]
-        scratch = align(np.full(kernel.scratch_bytes // 4 * threads, np.nan, np.float32))
+        scratch = align(np.zeros(kernel.scratch_bytes // 4 * threads, np.float32))
         operands = [align(q), *self.arrays, *map(align, integers), scratch, *results.values()]
-        library.run(kernel, *operands, rows=rows, threads=threads)
+        library.run(kernel, *operands, rows=rows, threads=threads, together=together)
         return results
 
     def expected(self) -> Array:
@@ -128,6 +142,49 @@ def test_sequences_may_share_pages(isa: Isa, load_kernels: Any, align: Align) ->
     q = np.concatenate([case.q[:7], case.q[:7]])
     results = case.run(library, Batch(case.batch.positions, case.batch.sequences, tables), q, 2)
     assert results["y"][:7].tobytes() == results["y"][7:].tobytes()
+
+
+def test_parts_of_a_sequence_may_end_in_any_order(isa: Isa, load_kernels: Any, align: Align) -> None:
+    library = load_kernels(kernels(isa), isa)
+    case = Case(kernels(isa)[0], align, [(499, 500), (130, 131)])
+    alone = case.run(library, case.batch, case.q, 1)
+    np.testing.assert_allclose(alone["y"], case.expected(), rtol=2e-5, atol=1e-5)
+    for _ in range(20):
+        assert same(case.run(library, case.batch, case.q, 3, together=True), alone)
+
+
+def test_parts_grow_with_the_position(load_kernels: Any, align: Align) -> None:
+    isa = host_isa()
+    kernel = PagedAttention(isa, 2, 1, 32, 16, "f32", 0.2, 0, 8192, True, True)
+    case = Case(kernel, align, [(2040, 2060), (4097, 4098)], pages=512, context=8192)
+    library = load_kernels([kernel], isa)
+    whole = case.run(library, case.batch, case.q, 1)
+    np.testing.assert_allclose(whole["y"], case.expected(), rtol=2e-5, atol=1e-5)
+    for row in (0, 7, 8, 9, 19, 20):
+        alone = case.run(library, case.batch.rows(slice(row, row + 1)), case.q[row : row + 1], 4)
+        assert same(alone, whole, slice(row, row + 1)), f"row {row}"
+
+
+def test_a_cache_may_exceed_2_gib(load_kernels: Any, align: Align) -> None:
+    isa = host_isa()
+    kernel = PagedAttention(isa, 8, 8, 256, 16, "f16", 0.1, 0, 64, False, True)
+    pages = 40_000
+    far = Cache.__new__(Cache)
+    far.dtype, far.scales = "f16", []
+    far.key = np.zeros((pages, 8, 256, 16), np.float16)
+    far.value = np.zeros((pages, 8, 16, 256), np.float16)
+    assert far.key.nbytes > 1 << 31
+    case = Case(kernel, align, [(20, 21)])
+    expected = case.run(load_kernels([kernel], isa), case.batch, case.q, 1)["y"]
+    for block in range(2):
+        page = case.batch.block_tables[0, block]
+        case.batch.block_tables[0, block] = pages - 1 - block
+        far.key[pages - 1 - block], far.value[pages - 1 - block] = (
+            case.cache.key[page],
+            case.cache.value[page],
+        )
+    case.arrays = far.arrays
+    assert case.run(load_kernels([kernel], isa), case.batch, case.q, 1)["y"].tobytes() == expected.tobytes()
 
 
 def test_heads_that_do_not_divide_are_refused(isa: Isa) -> None:
