@@ -7,13 +7,13 @@ Positions are taken in blocks of 64, with a running maximum m, sum l and result 
 Gimelshein 2018, arXiv:1805.02867; Dao et al. 2022, arXiv:2205.14135):
     s = scale * q @ K,   m' = max(m, max(s)),   e = exp(s - m'),   l = l * exp(m - m') + sum(e),
     a = a * exp(m - m') + e @ V,   y = a / l.
-Blocks begin at multiples of 64 of the position, whatever the step holds. Every few blocks (2, or more where that
-would make over 16 parts of a sequence) m, l and a begin anew, and the parts are added up in ascending order. So a
-token's operations and their order depend on its position alone: its bits are the same in a decode step, in any
-chunk of a prefill, and on any number of threads.
+Blocks begin at multiples of 64 of the position, whatever the step holds. Every few blocks (2, or more where
+that would make over 16 parts of a sequence) m, l and a begin anew, and the parts are added up in ascending
+order. So a token's operations and their order depend on its position alone: its bits are the same in a
+decode step, in any chunk of a prefill, and on any number of threads.
 
-A step of few tokens gives the parts to different threads; the one that finishes last adds them up. It knows by a
-counter in the scratch, which must be zero before the first launch and is zero after each.
+A step of few tokens gives the parts to different threads; the one that finishes last adds them up. It knows
+by a counter in the scratch, which must be zero before the first launch and is zero after each.
 
 Shapes: q f32[rows, heads * dim]; cache and integer inputs as in rope_write_kv.py; scratch `scratch_bytes`
         for each thread, zeroed once; y f32[rows, heads * dim]; int8 form as in quantize.py.

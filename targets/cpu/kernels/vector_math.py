@@ -2,7 +2,8 @@
 
 Every vector has 16 lanes, whatever the machine's are: LLVM splits it. So sums have one order on all
 instruction sets. Products that are added go through `fma`, and products that are not to be fused go through
-`multiply`, because LLVM contracts `a * b + c` where it sees both, which may differ between variants of a tile.
+`multiply`, because LLVM contracts `a * b + c` where it sees both, which may differ between variants of a
+tile.
 """
 
 import math
