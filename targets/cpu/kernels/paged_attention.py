@@ -63,7 +63,8 @@ class PagedAttention:
         """Return the C symbol."""
         outputs = output_tag(keep_float=self.keep_float, quantize=self.quantize)
         shape = f"{self.heads}_{self.kv_heads}x{self.dim}_{self.kv_dtype}"
-        return f"paged_attention_{shape}_w{self.window}_{float_tag(self.scale)}_{outputs}"
+        parts = f"g{len(self.part_growths)}"
+        return f"paged_attention_{shape}_w{self.window}_{float_tag(self.scale)}_{parts}_{outputs}"
 
     @property
     def args(self) -> tuple[str, ...]:
