@@ -1,7 +1,8 @@
 """Renders a conversation as the model's chat template says, as transformers' `apply_chat_template` does."""
 
 import json
-from collections.abc import Mapping, Sequence as Items
+from collections.abc import Mapping
+from collections.abc import Sequence as Items
 from datetime import datetime
 
 import jinja2

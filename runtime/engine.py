@@ -8,7 +8,7 @@ import json
 import secrets
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from collections.abc import Sequence as Items
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -214,7 +214,7 @@ class Engine:
         """
         return self._request(prompt, params)
 
-    async def follow(self, request: Request) -> AsyncIterator[Delta]:
+    async def follow(self, request: Request) -> AsyncGenerator[Delta, None]:
         """Run a request and yield its deltas; leaving early aborts it."""
         loop, ready = asyncio.get_running_loop(), asyncio.Event()
 

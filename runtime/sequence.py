@@ -1,7 +1,8 @@
 """A request's parameters, its state while it runs, and what comes back."""
 
 import time
-from collections.abc import Mapping, Sequence as Items
+from collections.abc import Mapping
+from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 from typing import Literal, TypedDict
 
@@ -155,10 +156,10 @@ class Sequence:
         "finish_reason",
         "finished_s",
         "first_token_s",
-        "penalties",
         "last_output",
         "pages",
         "params",
+        "penalties",
         "prompt_length",
         "sealed",
         "seed",
