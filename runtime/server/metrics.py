@@ -1,0 +1,59 @@
+"""The engine's counters in Prometheus' text format.
+
+Source: prometheus.io/docs/instrumenting/exposition_formats, version 0.0.4.
+"""
+
+from collections.abc import Iterator
+
+from tokc.runtime.counters import Counters, Gauges, Histogram
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+def exposition(counters: Counters, gauges: Gauges) -> str:
+    """Return every metric, one sample a line."""
+    return "\n".join([*_samples(counters, gauges), ""])
+
+
+def _samples(counters: Counters, gauges: Gauges) -> Iterator[str]:
+    totals = {
+        "tokc_steps_total": ("steps of the model", counters.steps),
+        "tokc_computed_tokens_total": ("tokens computed, prefill and decode", counters.computed_tokens),
+        "tokc_prompt_tokens_total": ("prompt tokens of finished requests", counters.prompt_tokens),
+        "tokc_cached_tokens_total": ("prompt tokens found in the prefix cache", counters.cached_tokens),
+        "tokc_output_tokens_total": ("output tokens of finished requests", counters.output_tokens),
+        "tokc_preemptions_total": ("sequences put back for want of pages", gauges.preemptions),
+    }
+    for name, (text, value) in totals.items():
+        yield from _head(name, "counter", text)
+        yield f"{name} {value}"
+    yield from _head("tokc_requests_finished_total", "counter", "finished requests")
+    for reason, count in counters.finished.items():
+        yield f'tokc_requests_finished_total{{reason="{reason}"}} {count}'
+    states = {
+        "tokc_requests_running": ("requests with a place in the batch", gauges.running),
+        "tokc_requests_waiting": ("requests in the queue", gauges.waiting),
+        "tokc_kv_pages_used": ("pages of the cache in use", gauges.pages_used),
+        "tokc_kv_pages": ("pages of the cache", gauges.pages_total),
+    }
+    for name, (text, value) in states.items():
+        yield from _head(name, "gauge", text)
+        yield f"{name} {value}"
+    yield from _histogram("tokc_ttft_seconds", "time to first token", counters.ttft_s)
+    yield from _histogram("tokc_tpot_seconds", "time per output token after the first", counters.tpot_s)
+
+
+def _head(name: str, kind: str, text: str) -> Iterator[str]:
+    yield f"# HELP {name} {text}"
+    yield f"# TYPE {name} {kind}"
+
+
+def _histogram(name: str, text: str, histogram: Histogram) -> Iterator[str]:
+    yield from _head(name, "histogram", text)
+    below = 0
+    for bound, count in zip(histogram.bounds, histogram.counts, strict=False):
+        below += count
+        yield f'{name}_bucket{{le="{bound}"}} {below}'
+    yield f'{name}_bucket{{le="+Inf"}} {histogram.count}'
+    yield f"{name}_sum {histogram.total}"
+    yield f"{name}_count {histogram.count}"

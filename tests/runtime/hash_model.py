@@ -1,0 +1,106 @@
+"""A tiny deterministic language model over a paged cache, and a byte tokenizer for it.
+
+Each token's logits depend on every token before it, read back through the pages of the block table. So a page that is
+shared, freed or written wrongly changes the tokens; a page that was never written fails at once.
+"""
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import AddedToken, Tokenizer as FastTokenizer, decoders, models, pre_tokenizers
+
+from tokc.runtime.executors.base import Batch, Float32s
+from tokc.runtime.tokenizer import Tokenizer
+
+EOS = 256
+SPECIALS = ("<|im_end|>", "<|im_start|>", "<s>")
+VOCAB = 256 + len(SPECIALS)
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+_MULTIPLIER = 0x9E37_79B9_7F4A_7C15
+_MASK = (1 << 64) - 1
+
+
+def history_logits(tokens: list[int], vocab: int = VOCAB) -> Float32s:
+    """Return the logits after `tokens`, without any cache: the reference."""
+    state = 0
+    for position, token in enumerate(tokens):
+        state = _mix(state, _entry(token, position))
+    return _logits(state, vocab)
+
+
+class HashModel:
+    """An executor whose cache holds one number a token."""
+
+    def __init__(  # noqa: PLR0913 - each is one field of Executor
+        self,
+        *,
+        vocab_size: int = VOCAB,
+        page_size: int = 4,
+        num_pages: int = 64,
+        max_tokens: int = 16,
+        max_seqs: int = 8,
+        context_length: int = 64,
+    ) -> None:
+        """Make a cache of numbers that were never written."""
+        self.vocab_size, self.page_size, self.num_pages = vocab_size, page_size, num_pages
+        self.max_tokens, self.max_seqs, self.context_length = max_tokens, max_seqs, context_length
+        self.cache: npt.NDArray[np.object_] = np.full((num_pages, page_size), None, object)
+        self.steps: list[Batch] = []
+        self.closed = False
+
+    def step(self, batch: Batch) -> Float32s:
+        """Write every token of the step, then read each wanted row's whole history."""
+        assert 1 <= len(batch.input_ids) <= self.max_tokens, "a step must hold 1..max_tokens tokens"
+        assert len(batch.block_tables) <= self.max_seqs, "too many sequences"
+        assert len(set(zip(batch.sequences.tolist(), batch.positions.tolist(), strict=True))) == len(batch.positions)
+        self.steps.append(batch)
+        for token, position, row in zip(
+            batch.input_ids.tolist(), batch.positions.tolist(), batch.sequences.tolist(), strict=True
+        ):
+            page = batch.block_tables[row, position // self.page_size]
+            self.cache[page, position % self.page_size] = _entry(token, position)
+        return np.stack(
+            [_logits(self._read(batch, index), self.vocab_size) for index in batch.logit_rows.tolist()]
+            or [np.zeros(self.vocab_size, np.float32)]
+        )[: len(batch.logit_rows)]
+
+    def close(self) -> None:
+        """Note that it was closed."""
+        self.closed = True
+
+    def _read(self, batch: Batch, index: int) -> int:
+        state, row = 0, batch.sequences[index]
+        for position in range(int(batch.positions[index]) + 1):
+            page = batch.block_tables[row, position // self.page_size]
+            entry = self.cache[page, position % self.page_size]
+            assert entry is not None, f"slot {position % self.page_size} of page {page} was never written"
+            state = _mix(state, entry)
+        return state
+
+
+def byte_tokenizer() -> Tokenizer:
+    """Return a tokenizer whose tokens 0..255 are the bytes, and three special tokens."""
+    table = {bytes([byte]): index for index, byte in enumerate(range(256))}
+    characters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {character: index for index, character in enumerate(characters)}
+    assert len(table) == len(vocab), "a byte-level alphabet has 256 characters"
+    fast = FastTokenizer(models.BPE(vocab=vocab, merges=[]))
+    fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    fast.decoder = decoders.ByteLevel()
+    fast.add_special_tokens([AddedToken(text, special=True) for text in SPECIALS])
+    return Tokenizer(fast.to_str())
+
+
+def _entry(token: int, position: int) -> int:
+    return ((token + 1) * _MULTIPLIER + (position + 1) * 0xC2B2_AE3D_27D4_EB4F) & _MASK
+
+
+def _mix(state: int, entry: int) -> int:
+    state = ((state ^ entry) * _MULTIPLIER) & _MASK
+    return state ^ (state >> 29)
+
+
+def _logits(state: int, vocab: int) -> Float32s:
+    return np.random.Generator(np.random.Philox(key=state)).standard_normal(vocab, np.float32) * np.float32(3)
