@@ -3,7 +3,7 @@
     pip install accelerate && python tests/end_to_end/make_reference.py
 
 The prompts are in `prompts.json`. Where the two best logits of a step lie closer than rounding can tell
-apart, two correct programs may differ; the smallest such margin is written too, and is far above f32's rounding.
+apart, two correct programs may differ; the smallest such margin is written too, far above f32's rounding.
 """
 
 import importlib.util
