@@ -6,10 +6,10 @@ choice, one token a step, from a context of 64 tokens on; between repeats the ca
 
 import argparse
 import json
-import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -93,6 +93,12 @@ def _random_tokens(side: Side, random: np.random.Generator, count: int) -> Token
     return random.integers(FIRST_TOKEN, side.vocab - FIRST_TOKEN, count, dtype=np.int32)
 
 
+def peak_rss_mb() -> float:
+    """Return this program's own peak; getrusage would count what its parent held before the exec."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["VmHWM"].split()[0]) / KIB
+
+
 def main(load: Callable[[str, Span, int], Side]) -> None:
     """Measure what the command line asks for, and print it as one line of JSON."""
     parser = argparse.ArgumentParser()
@@ -105,5 +111,5 @@ def main(load: Callable[[str, Span, int], Side]) -> None:
     side = load(asked.model, span, asked.threads)
     load_s = time.perf_counter() - start
     rates = measure(side, span)
-    rss_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / KIB
+    rss_mb = peak_rss_mb()
     print(json.dumps({"tokens_per_s": rates, "load_s": load_s, "rss_mb": rss_mb}), flush=True)
