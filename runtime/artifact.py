@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +29,16 @@ _DTYPES: dict[str, np.dtype[np.generic]] = {
     "F16": np.dtype(np.float16),
     "F32": np.dtype(np.float32),
 }
+
+
+class _Entry(TypedDict):
+    """One tensor in the header of a .safetensors file; offsets count from the header's end."""
+
+    dtype: str
+    shape: list[int]
+    data_offsets: tuple[int, int]
+
+
 _DAMAGED = "the artifact is damaged; copy or build it again"
 
 
@@ -57,15 +68,25 @@ class Artifact:
         return artifact
 
     def verify(self) -> None:
-        """Check that the folder holds the files of the manifest, all of them and no others, each unchanged."""
+        """Check that the folder holds the files of the manifest and no others, each unchanged."""
         self._check_names()
         with ThreadPoolExecutor(HASH_THREADS) as pool:
             for _ in pool.map(self._check_file, sorted(self.manifest.files, key=self._size, reverse=True)):
                 pass
 
     def read_text(self, name: str) -> str | None:
-        """Return a file's text, None if the artifact does not have it."""
-        return (self.path / name).read_text(encoding="utf-8") if name in self.manifest.files else None
+        """Return a file's text, None if the manifest does not name it.
+
+        Raises: ArtifactRefused if it is not there or no text.
+        """
+        if name not in self.manifest.files:
+            return None
+        try:
+            return (self.path / name).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ArtifactRefused(
+                f"'{name}' cannot be read: {error}", where=str(self.path), hint=_DAMAGED
+            ) from error
 
     def tensors(self) -> dict[str, npt.NDArray[np.generic]]:
         """Map the weights and return read-only views by name; nothing is read until it is touched.
@@ -135,10 +156,10 @@ def map_safetensors(path: Path) -> dict[str, npt.NDArray[np.generic]]:
         ) from error
 
 
-def _view(memory: mmap.mmap, start: int, entry: dict[str, object]) -> npt.NDArray[np.generic]:
-    dtype, shape, (begin, end) = _DTYPES[str(entry["dtype"])], entry["shape"], entry["data_offsets"]  # type: ignore[misc]
+def _view(memory: mmap.mmap, start: int, entry: _Entry) -> npt.NDArray[np.generic]:
+    begin, end = entry["data_offsets"]
     data = np.frombuffer(memory, np.uint8, end - begin, start + begin)
-    return data.view(dtype).reshape(shape)
+    return data.view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
 
 
 def _files_in(folder: Path) -> Iterator[Path]:

@@ -1,7 +1,7 @@
 """Lends the pages of the cache, and finds pages that already hold a prompt's beginning.
 
-A page is free, in use (by one sequence or, when full, by several), or kept: full, unused, and found again by the
-digest of all tokens up to its end until its place is needed (the longest unused goes first).
+A page is free, in use (by one sequence or, when full, by several), or kept: full, unused, and found again by
+the digest of all tokens up to its end until its place is needed (the longest unused goes first).
 """
 
 import hashlib
@@ -11,7 +11,7 @@ from collections.abc import Sequence as Items
 
 
 def extend_digests(digests: list[bytes], tokens: Items[int], page_size: int) -> None:
-    """Append the digest of every further full page of `tokens`; each covers all tokens up to its page's end."""
+    """Append the digest of every further full page of `tokens`; each covers all tokens to its page's end."""
     for page in range(len(digests), len(tokens) // page_size):
         parent = digests[-1] if digests else b""
         content = array("i", tokens[page * page_size : (page + 1) * page_size]).tobytes()
@@ -73,7 +73,7 @@ class BlockManager:
         return page
 
     def seal(self, page: int, digest: bytes) -> None:
-        """Let a page in use, now full, be found by `digest`; the first page of a digest stays the one that is found."""
+        """Let a full page in use be found by `digest`; of several alike the first is found."""
         assert self._users[page] > 0, f"page {page} is sealed but not in use"
         if digest not in self._page_of and self._digest_of[page] is None:
             self._page_of[digest] = page

@@ -37,7 +37,7 @@ SEED_BITS = 63
 class Engine:
     """Serves one model."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what a model consists of
         self,
         executor: Executor,
         tokenizer: Tokenizer,
@@ -195,7 +195,7 @@ class Engine:
         """Return the answer to a conversation; cancelling the task aborts it."""
         return await self.agenerate(self.chat_prompt(messages), params, **options)
 
-    def chat_prompt(self, messages: Items[Message], **variables: object) -> list[int]:
+    def chat_prompt(self, messages: Items[Message]) -> list[int]:
         """Return the tokens of a conversation, up to where the answer begins.
 
         Raises: RequestRefused if the model has no chat template or the template refuses the messages.
@@ -204,7 +204,7 @@ class Engine:
             raise RequestRefused("the model has no chat template", hint="use a plain prompt")
         if not messages:
             raise RequestRefused("the conversation is empty", where="messages")
-        text = self.chat_template.render(messages, **variables)
+        text = self.chat_template.render(messages)
         return self.tokenizer.encode(text, add_special_tokens=False)
 
     def request(self, prompt: Prompt, params: SamplingParams) -> Request:
@@ -255,7 +255,7 @@ class Engine:
             self.executor.close()
 
     def step(self) -> int:
-        """Do one step for all requests; returns how many tokens it made. For callers that drive by themselves."""
+        """Do one step for all requests and return how many tokens it made."""
         with self._step_lock:
             return self._step()
 
@@ -287,8 +287,8 @@ class Engine:
         room = self.context_length - len(tokens)
         if room < 1:
             raise RequestRefused(
-                f"the prompt has {len(tokens)} tokens; the context of {self.context_length} leaves room for at most"
-                f" {self.context_length - 1}",
+                f"the prompt has {len(tokens)} tokens; the context of {self.context_length} leaves room for"
+                f" at most {self.context_length - 1}",
                 where="prompt",
                 hint="shorten it, or build with a larger --context",
             )
@@ -369,7 +369,7 @@ class Engine:
                     return
             try:
                 self.step()
-            except BaseException as error:  # noqa: BLE001 - reported to every caller
+            except BaseException as error:
                 self._failure = error
                 return
             with self._news:

@@ -9,7 +9,7 @@ from tokc.runtime.executors.base import Float32s
 
 
 class PenaltyState:
-    """Counts the tokens of one sequence, in growing arrays, so that a step costs as much as it has distinct tokens."""
+    """Counts the tokens of one sequence; a step costs as much as there are distinct ones."""
 
     def __init__(
         self, *, repetition: float, presence: float, frequency: float, bias: Mapping[int, float]

@@ -42,7 +42,7 @@ class Request:
         elif reason is not None:
             text += self._stop.finish()
         self._pieces.append(text)
-        logprobs = ()
+        logprobs: tuple[Logprob, ...] = ()
         if event.logprob is not None:
             self._logprobs.append(event.logprob)
             logprobs = (event.logprob,)

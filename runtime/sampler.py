@@ -1,7 +1,7 @@
 """Chooses the next token of each sequence from its logits.
 
-A choice depends on the row of logits, the request's parameters, its seed and the index of the output token, and on
-nothing else of the batch. Equal values are ordered by token id, the lowest first.
+A choice depends on the row of logits, the request's parameters, its seed and the index of the output token,
+and on nothing else of the batch. Equal values are ordered by token id, the lowest first.
 """
 
 from collections.abc import Sequence as Items
@@ -41,7 +41,7 @@ def draw(logits: Float32s, params: SamplingParams, uniform: float) -> int:
 
 
 def uniform_at(seed: int, index: int) -> float:
-    """Return the number in [0, 1) of output token `index`, from a counter: no state is carried between tokens.
+    """Return the number in [0, 1) of output token `index`, from a counter: no state between tokens.
 
     Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3" (Philox4x64).
     """

@@ -1,8 +1,8 @@
 """Decides which tokens the next step computes.
 
-First come, first served. Sequences that decode come first in a step, then prompts, in chunks, until the token budget
-is used up; then waiting sequences are admitted. When pages run out the newest sequence gives its pages back and waits
-at the head of the queue to be computed again, so the oldest always moves on.
+First come, first served. Sequences that decode come first in a step, then prompts, in chunks, until the
+token budget is used up; then waiting sequences are admitted. When pages run out the newest sequence gives
+its pages back and waits at the head of the queue to be computed again, so the oldest always moves on.
 """
 
 from collections import deque
@@ -54,7 +54,7 @@ class Scheduler:
             self.waiting.remove(sequence)
 
     def schedule(self) -> list[Chunk]:
-        """Return the chunks of the next step, with their pages in place; empty when there is nothing to do."""
+        """Return the chunks of the next step, their pages in place; empty when there is nothing to do."""
         counts: dict[Sequence, int] = {}
         preemptions = self.preemptions
         budget = self.token_budget
@@ -88,7 +88,7 @@ class Scheduler:
         return decodes + [s for s in self.running if len(s.tokens) - s.computed != 1]
 
     def _make_room(self, sequence: Sequence, count: int, counts: dict[Sequence, int]) -> int:
-        """Allocate pages for `count` more tokens, preempting the newest; returns the tokens that this unscheduled."""
+        """Allocate pages for `count` more tokens, preempting the newest; returns the tokens unscheduled."""
         missing = self._pages_for(sequence.computed + count) - len(sequence.pages)
         unscheduled = 0
         while missing > self.blocks.available:

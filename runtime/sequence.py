@@ -28,7 +28,7 @@ class SamplingOptions(TypedDict, total=False):
     logit_bias: Mapping[int, float]
     seed: int | None
     logprobs: int | None
-    stop: tuple[str, ...]
+    stop: Items[str]
     ignore_eos: bool
 
 
@@ -37,10 +37,10 @@ class SamplingParams:
     """Say how to choose tokens and when to end.
 
     `max_tokens` None runs to the end of the context; `temperature` 0 is greedy; `top_k` None, `top_p` 1 and
-    `min_p` 0 are off; `seed` None draws one. `logprobs` is how many alternatives to report a token (0: the chosen
-    one only, None: nothing); they are the model's own, before penalties and temperature. The text ends before the
-    first of the `stop` strings. Penalties: `repetition` multiplies over prompt and output, `presence` and
-    `frequency` subtract over the output.
+    `min_p` 0 are off; `seed` None draws one. `logprobs` is how many alternatives to report a token (0: the
+    chosen one only, None: nothing); they are the model's own, before penalties and temperature. The text
+    ends before the first of the `stop` strings. Penalties: `repetition` multiplies over prompt and output,
+    `presence` and `frequency` subtract over the output.
     Raises: RequestRefused naming the field that is out of range.
     """
 
@@ -55,21 +55,23 @@ class SamplingParams:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     seed: int | None = None
     logprobs: int | None = None
-    stop: tuple[str, ...] = ()
+    stop: Items[str] = ()
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
+        # To a type checker a lone text is a row of characters; each of them would end the answer.
+        object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
         rules = (
             ("max_tokens", "at least 1", self.max_tokens is None or self.max_tokens >= 1),
-            ("temperature", "between 0 and 100", 0 <= self.temperature <= 100),  # noqa: PLR2004
+            ("temperature", "between 0 and 100", 0 <= self.temperature <= 100),
             ("top_k", "at least 1", self.top_k is None or self.top_k >= 1),
             ("top_p", "above 0 and at most 1", 0 < self.top_p <= 1),
             ("min_p", "between 0 and 1", 0 <= self.min_p <= 1),
             ("repetition_penalty", "above 0", self.repetition_penalty > 0),
-            ("presence_penalty", "between -2 and 2", abs(self.presence_penalty) <= 2),  # noqa: PLR2004
-            ("frequency_penalty", "between -2 and 2", abs(self.frequency_penalty) <= 2),  # noqa: PLR2004
+            ("presence_penalty", "between -2 and 2", abs(self.presence_penalty) <= 2),
+            ("frequency_penalty", "between -2 and 2", abs(self.frequency_penalty) <= 2),
             ("logprobs", f"between 0 and {MAX_LOGPROBS}", 0 <= (self.logprobs or 0) <= MAX_LOGPROBS),
-            ("stop", "a row of texts, none empty", not isinstance(self.stop, str) and all(self.stop)),
+            ("stop", "a row of texts, none empty", all(self.stop)),
         )
         for name, expected, holds in rules:
             if not holds:

@@ -73,8 +73,9 @@ class Tokenizer:
 class TextStream:
     """Turns tokens into text as they come, so that the pieces add up to the text of all of them.
 
-    A piece is held back while it ends inside a character. It decodes a short window of tokens, because a token's
-    text depends on the ones before it. A long run of broken characters (bytes that are no text) is given up.
+    A piece is held back while it ends inside a character. It decodes a short window of tokens, because the
+    text of a token depends on the ones before it. A long run of broken characters (bytes that are no text) is
+    given up.
     """
 
     def __init__(self, tokenizer: Tokenizer, prompt: Items[int]) -> None:

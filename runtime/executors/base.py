@@ -16,7 +16,7 @@ class Batch:
 
     Shapes: input_ids, positions, sequences i32[tokens] (`sequences` is a row of `block_tables`),
         block_tables i32[seqs, blocks], logit_rows i32[rows] (tokens whose logits are wanted).
-    Rows and entries of block_tables that no token of the step reaches hold any page; it may be a strided view.
+    Rows and entries of block_tables that no token of the step reaches hold any page; it may be a view.
     """
 
     input_ids: Int32s

@@ -1,12 +1,14 @@
 """A tiny deterministic language model over a paged cache, and a byte tokenizer for it.
 
-Each token's logits depend on every token before it, read back through the pages of the block table. So a page that is
-shared, freed or written wrongly changes the tokens; a page that was never written fails at once.
+Each token's logits depend on every token before it, read back through the pages of the block table. So a
+page that is shared, freed or written wrongly changes the tokens; a page that was never written fails at
+once.
 """
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import AddedToken, Tokenizer as FastTokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer as FastTokenizer
 
 from tokc.runtime.executors.base import Batch, Float32s
 from tokc.runtime.tokenizer import Tokenizer
@@ -15,7 +17,8 @@ EOS = 256
 SPECIALS = ("<|im_end|>", "<|im_start|>", "<s>")
 VOCAB = 256 + len(SPECIALS)
 CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 _MULTIPLIER = 0x9E37_79B9_7F4A_7C15
@@ -33,7 +36,7 @@ def history_logits(tokens: list[int], vocab: int = VOCAB) -> Float32s:
 class HashModel:
     """An executor whose cache holds one number a token."""
 
-    def __init__(  # noqa: PLR0913 - each is one field of Executor
+    def __init__(
         self,
         *,
         vocab_size: int = VOCAB,
@@ -54,7 +57,8 @@ class HashModel:
         """Write every token of the step, then read each wanted row's whole history."""
         assert 1 <= len(batch.input_ids) <= self.max_tokens, "a step must hold 1..max_tokens tokens"
         assert len(batch.block_tables) <= self.max_seqs, "too many sequences"
-        assert len(set(zip(batch.sequences.tolist(), batch.positions.tolist(), strict=True))) == len(batch.positions)
+        places = set(zip(batch.sequences.tolist(), batch.positions.tolist(), strict=True))
+        assert len(places) == len(batch.positions), "a token is computed twice in a step"
         self.steps.append(batch)
         for token, position, row in zip(
             batch.input_ids.tolist(), batch.positions.tolist(), batch.sequences.tolist(), strict=True
@@ -81,11 +85,10 @@ class HashModel:
 
 
 def byte_tokenizer() -> Tokenizer:
-    """Return a tokenizer whose tokens 0..255 are the bytes, and three special tokens."""
-    table = {bytes([byte]): index for index, byte in enumerate(range(256))}
+    """Return a tokenizer whose tokens 0..255 are a byte each, and three special tokens."""
     characters = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {character: index for index, character in enumerate(characters)}
-    assert len(table) == len(vocab), "a byte-level alphabet has 256 characters"
+    assert len(vocab) == EOS, "a byte-level alphabet has 256 characters"
     fast = FastTokenizer(models.BPE(vocab=vocab, merges=[]))
     fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     fast.decoder = decoders.ByteLevel()
