@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from tokc.errors import TargetRefused
+from tokc.errors import UnknownOption
 from tokc.runtime.manifest import TargetInfo
 from tokc.targets.base import BoundTarget, Target
 from tokc.targets.cpu.target import TARGET as CPU
@@ -13,19 +13,19 @@ TARGETS: Mapping[str, Target] = {target.kind: target for target in (CPU,)}
 def named_target(text: str) -> BoundTarget:
     """Return the target that `kind` or `kind:device` names; `kind` alone means this machine.
 
-    Raises: TargetRefused listing what there is.
+    Raises: UnknownOption listing what there is.
     """
     kind, _, device = text.partition(":")
     target = TARGETS.get(kind)
     if target is None:
-        raise TargetRefused(
+        raise UnknownOption(
             f"unknown target '{text}'; choose from {', '.join(TARGETS)}", hint="`tokc targets` lists them"
         )
     if not device:
         return BoundTarget(target, target.host_device())
     names = [known.name for known in target.devices()]
     if device not in names:
-        raise TargetRefused(
+        raise UnknownOption(
             f"unknown device '{device}' of target '{kind}'; choose from {', '.join(names)}",
             hint=f"`--target {kind}` alone means this machine",
         )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import tokc
 from tokc.artifact.writer import canonical_json, compact_json, write_files, write_safetensors, written_aside
-from tokc.errors import TokcError
+from tokc.errors import TokcError, UnknownOption
 from tokc.importers import import_model
 from tokc.instruments import Instruments, LedgerEntry
 from tokc.ir.execute import onnx_bytes
@@ -77,15 +77,15 @@ class Estimate:
 def precision(dtype: str, kv_dtype: str | None) -> Precision:
     """Return the precision that `dtype` (int4, int8, f32) and `kv_dtype` (default f16, or f32 for f32) name.
 
-    Raises: TokcError listing what is accepted.
+    Raises: UnknownOption listing what is accepted.
     """
     if dtype not in WEIGHT_DTYPES:
-        raise TokcError(f"unknown dtype '{dtype}'; choose from {', '.join(WEIGHT_DTYPES)}")
+        raise UnknownOption(f"unknown dtype '{dtype}'; choose from {', '.join(WEIGHT_DTYPES)}")
     kv = kv_dtype or ("f32" if dtype == "f32" else "f16")
     for known in KV_DTYPES:
         if kv == known:
             return Precision(weights=dtype, kv=known)
-    raise TokcError(f"unknown kv dtype '{kv}'; choose from {', '.join(KV_DTYPES)}")
+    raise UnknownOption(f"unknown kv dtype '{kv}'; choose from {', '.join(KV_DTYPES)}")
 
 
 def default_out(model: Path) -> Path:

@@ -7,6 +7,7 @@ TokcError                 the command cannot go on; exit code 1
   TargetRefused           the target cannot run this program, or is not known
   ArtifactRefused         the artifact is damaged, of another schema, or for another machine
   RequestRefused          a request to the runtime is out of range
+  UnknownOption           an option's value is not one that it accepts; exit code 2
   GateNotMet              a stated limit was not met; exit code 3
 """
 
@@ -52,6 +53,10 @@ class ArtifactRefused(TokcError):
 
 class RequestRefused(TokcError):
     """Report a request to the runtime that is out of range."""
+
+
+class UnknownOption(TokcError):
+    """Report an option's value that is not one that the option accepts."""
 
 
 class GateNotMet(TokcError):

@@ -19,9 +19,10 @@ from tokc.cli import (
     targets,
     verify,
 )
-from tokc.errors import GateNotMet, TokcError
+from tokc.errors import GateNotMet, TokcError, UnknownOption
 
-FAILED, GATE_NOT_MET = 1, 3
+FAILED = 1
+EXIT_CODES: dict[type[TokcError], int] = {UnknownOption: 2, GateNotMet: 3}
 
 app = typer.Typer(
     name="tokc",
@@ -66,7 +67,7 @@ def main() -> None:
         app()
     except TokcError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201 - the one place that reports
-        sys.exit(GATE_NOT_MET if isinstance(error, GateNotMet) else FAILED)
+        sys.exit(EXIT_CODES.get(type(error), FAILED))
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(FAILED)
