@@ -44,7 +44,7 @@ check: $(STAMPS)/dev ## Lint, format, types and import contracts; changes nothin
 	$(SAY) "mypy --strict"
 	@$(BIN)/mypy -p tokc
 	$(SAY) "import contracts"
-	@$(BIN)/lint-imports --no-timing > $(STAMPS)/imports.log || { cat $(STAMPS)/imports.log; exit 1; }
+	@$(BIN)/lint-imports > $(STAMPS)/imports.log || { cat $(STAMPS)/imports.log; exit 1; }
 
 fix: $(STAMPS)/dev ## Format, and mend what ruff can mend
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .

@@ -22,7 +22,7 @@ OPTIONS = {
     "GGML_BMI2": "bmi2",
     "GGML_AVX_VNNI": "avx_vnni",
     "GGML_AVX512": "avx512f",
-    "GGML_AVX512_VBMI": "avx512_vbmi",
+    "GGML_AVX512_VBMI": "avx512vbmi",
     "GGML_AVX512_VNNI": "avx512_vnni",
     "GGML_AVX512_BF16": "avx512_bf16",
 }
