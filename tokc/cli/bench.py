@@ -57,8 +57,9 @@ def _measure(artifact: Path, batches: tuple[int, ...], load: "Load", threads: in
             points = measure(engine, batches, load, say)
             foreign, peak = watch.foreign_share(), peak_rss_bytes()
             say("probe this machine's memory and arithmetic")
-            uses = Artifact.open(artifact, verify=False).manifest.target.features
-            host = probe(engine.executor, uses)
+            manifest = Artifact.open(artifact, verify=False).manifest
+            weights = max(file.bytes for file in manifest.files.values())
+            host = probe(engine.executor, manifest.target.features, weights)
     return Bench(
         artifact=artifact.name,
         manifest_sha256=manifest_sha256(artifact),

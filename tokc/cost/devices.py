@@ -48,18 +48,22 @@ class Host:
 class ReadsMemory(Protocol):
     """An executor that can measure its own read bandwidth, with the threads that run the model."""
 
-    def read_bandwidth(self) -> float:
-        """Return bytes a second."""
+    def read_bandwidth(self, size_bytes: int) -> float:
+        """Return bytes a second over a buffer of that size."""
         ...
 
 
-def probe(executor: object = None, uses: Collection[str] | None = None) -> Host:
+def probe(
+    executor: object = None, uses: Collection[str] | None = None, size_bytes: int = PROBE_BYTES
+) -> Host:
     """Measure this machine for about a second; an executor that can, reads memory with its own threads.
 
-    `uses` names the instruction sets of the kernels whose arithmetic is predicted, None for all of them.
+    `uses` names the instruction sets of the kernels whose arithmetic is predicted, None for all of them;
+    `size_bytes` is what is read, best as much as the weights, since what a cache holds is read faster.
     """
     if isinstance(executor, ReadsMemory):
-        bandwidth, how = executor.read_bandwidth(), "read by the artifact's own threads"
+        bandwidth = executor.read_bandwidth(size_bytes)
+        how = f"{size_bytes / 1e6:.0f} MB read by the artifact's own threads"
     else:
         bandwidth, how = _numpy_bandwidth(), "read by numpy, a lower bound"
     flops = _matmul_flops()

@@ -104,8 +104,8 @@ def _speed(report: Report) -> str:
     times = f"{first.repetitions} repetitions after a warm-up" if first.repetitions else "not measured"
     text = (
         f"Closed loop of {first.prompt_tokens} prompt and {first.output_tokens} output tokens, {times}. "
-        "The roofline is the best that memory and arithmetic as probed allow; it can be beaten where weights "
-        "stay in the processor's caches. The percentage is its error, roofline / measured − 1."
+        "The roofline is the best that memory and arithmetic as probed on this machine allow; the percentage "
+        "is its error, roofline / measured − 1."
     )
     text += f" {report.disturbed}" if report.disturbed else ""
     return _section("Speed", text, f'{key}\n<div class="pair">\n{charts}\n</div>')
