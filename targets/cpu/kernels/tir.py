@@ -97,6 +97,12 @@ def intrinsic(dtype: str, name: str, *operands: Expr) -> Expr:
     return T.call_llvm_pure_intrin(dtype, name, *operands)
 
 
+def prefetch(place: Expr) -> None:
+    """Ask for the cache line of a buffer's element, for a read, into L2 (prefetcht1); never faults."""
+    arguments = T.address_of(place), T.int32(0), T.int32(2), T.int32(1)
+    T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", *arguments))
+
+
 def dot_u8(isa: Isa, total: Expr, weights: Expr, activations: Expr) -> Expr:
     """Add to each i32 lane of `total` four products of unsigned `weights` and signed `activations`.
 
