@@ -4,6 +4,7 @@ The step is one call through ctypes, which gives the interpreter's lock back whi
 """
 
 import ctypes
+import itertools
 import json
 import mmap
 import os
@@ -28,6 +29,18 @@ ITEM_TYPES: Mapping[str, type[np.generic]] = {
     "u8": np.uint8,
 }
 ROW_COUNTS = {"tokens": 0, "rows": 1}
+# launch_t of the driver; `ahead` is the packed weight that the next launch of `STREAMING_OPS` reads.
+LAUNCH = np.dtype(
+    [
+        ("kernel", "i4"),
+        ("rows", "i4"),
+        ("first_pointer", "i4"),
+        ("", "i4"),
+        ("ahead", "u8"),
+        ("ahead_bytes", "i8"),
+    ]
+)
+STREAMING_OPS = {"QuantLinear", "Linear"}
 DEFAULT_CONTEXTS = 8
 MEMORY_SHARE = 0.25
 
@@ -62,7 +75,7 @@ class CpuExecutor:
         self._pool = self._library.tokc_open(self.threads)
         if not self._pool:
             raise ArtifactRefused(f"cannot start {self.threads} threads", hint="lower --threads")
-        self._launch_ops: list[str] = [launch["op"] for launch in plan["launches"]]
+        self.plan: Mapping[str, Any] = plan
         self._arrays = self._allocate(plan, artifact)
         self._launches, self._pointers = self._link(plan)
         self._rows = np.zeros(2, np.int32)
@@ -84,15 +97,12 @@ class CpuExecutor:
         self._library.tokc_step(*self._step_arguments, None)
         return self._logits[: len(batch.logit_rows), : self.vocab_size]
 
-    def profile(self, batch: Batch) -> dict[str, float]:
-        """Run one step and return the seconds that each kind of op took."""
-        nanoseconds = np.zeros(len(self._launches), np.int64)
+    def profile(self, batch: Batch) -> npt.NDArray[np.float64]:
+        """Run one step; returns seconds f64[launches, 2]: in the kernel, and waiting after it."""
+        nanoseconds = np.zeros((self.threads, len(self._launches), 2), np.int64)
         self._load(batch)
         self._library.tokc_step(*self._step_arguments, nanoseconds.ctypes.data)
-        seconds: dict[str, float] = {}
-        for op, spent in zip(self._launch_ops, nanoseconds, strict=True):
-            seconds[op] = seconds.get(op, 0.0) + float(spent) * 1e-9
-        return seconds
+        return np.asarray(nanoseconds.mean(axis=0) * 1e-9)
 
     def read_bandwidth(self, size_bytes: int = 1 << 28, repeats: int = 5) -> float:
         """Measure how fast all threads together read memory; bytes a second, the best of `repeats`."""
@@ -165,14 +175,19 @@ class CpuExecutor:
         self._inputs = {b["name"]: arrays[b["name"]] for b in plan["buffers"] if b["space"] == "input"}
         return arrays
 
-    def _link(self, plan: dict[str, Any]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint64]]:
+    def _link(self, plan: dict[str, Any]) -> tuple[npt.NDArray[np.void], npt.NDArray[np.uint64]]:
         addresses = [self._arrays[buffer["name"]].ctypes.data for buffer in plan["buffers"]]
-        launches: list[tuple[int, int, int, int]] = []
+        launches = np.zeros(len(plan["launches"]), LAUNCH)
         pointers: list[int] = []
-        for launch in plan["launches"]:
-            launches.append((launch["kernel"], ROW_COUNTS[launch["rows"]], len(pointers), 1))
+        for at, launch in enumerate(plan["launches"]):
+            launches[at] = (launch["kernel"], ROW_COUNTS[launch["rows"]], len(pointers), 0, 0, 0)
             pointers += [addresses[buffer] + offset for buffer, offset in launch["operands"]]
-        return np.array(launches, np.int32), np.array(pointers, np.uint64)
+        streams = [at for at, launch in enumerate(plan["launches"]) if launch["op"] in STREAMING_OPS]
+        for at, following in itertools.pairwise([*streams, *streams[:1]]):
+            weight, _ = plan["launches"][following]["operands"][0]
+            launches[at]["ahead"] = addresses[weight]
+            launches[at]["ahead_bytes"] = _bytes(plan["buffers"][weight], {})
+        return launches, np.array(pointers, np.uint64)
 
     @property
     def _step_arguments(self) -> Sequence[Any]:

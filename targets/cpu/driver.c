@@ -23,10 +23,15 @@
 #define PAUSE() __asm__ volatile("yield")
 #endif
 
-/* A waiter spins this often before it gives its core away: between steps about 0.1 ms, longer than the gap of two
- * decode steps; at a barrier less, for the thread that it waits for may need the core. */
-#define IDLE_SPINS 2000
+/* A worker that waits for a step spins while the steps follow each other closely, for at most SPIN_NS after one;
+ * after a longer gap it sleeps at once, until steps come closely again: an idle process takes no core. */
+#define SPIN_NS 500000
+#define SPINS_A_LOOK 64
+/* A thread at a barrier spins this often before it offers its core, which the one that it waits for may need. */
 #define BARRIER_SPINS 1000
+/* What is fetched of a thread's share of the next weights while it waits at the barrier before. */
+#define AHEAD_BYTES 16384
+#define LINE_BYTES 64
 
 typedef void (*kernel_fn)(void *const *pointers, int32_t rows, int32_t tid, int32_t threads);
 extern const kernel_fn tokc_kernels[];
@@ -36,7 +41,8 @@ typedef struct {
     int32_t kernel;        /* index into tokc_kernels */
     int32_t rows;          /* which of the step's row counts: 0 tokens, 1 logit rows */
     int32_t first_pointer; /* index of the first of its pointers */
-    int32_t barrier;       /* 1: every thread waits for the others afterwards */
+    const uint8_t *ahead;  /* the weights of the next launch that streams some, or null */
+    int64_t ahead_bytes;
 } launch_t;
 
 typedef struct {
@@ -44,7 +50,7 @@ typedef struct {
     int32_t count;
     void *const *pointers;
     const int32_t *rows;
-    int64_t *nanoseconds; /* null, or one sum a launch */
+    int64_t *nanoseconds; /* null, or [threads][count][2]: in the kernel, at its barrier */
 } step_t;
 
 typedef struct pool pool_t;
@@ -91,26 +97,32 @@ static void barrier(pool_t *pool) {
     }
 }
 
-static int await_epoch(pool_t *pool, int seen) {
-    for (int spins = 0; spins < IDLE_SPINS; spins++) {
-        int epoch = atomic_load_explicit(&pool->epoch, memory_order_acquire);
-        if (epoch != seen) return epoch;
-        PAUSE();
+static int await_epoch(pool_t *pool, int seen, int *closely) {
+    int64_t start = now_ns();
+    if (*closely) {
+        do {
+            for (int spins = 0; spins < SPINS_A_LOOK; spins++) {
+                int epoch = atomic_load_explicit(&pool->epoch, memory_order_acquire);
+                if (epoch != seen) return epoch;
+                PAUSE();
+            }
+        } while (now_ns() - start < SPIN_NS);
     }
     pthread_mutex_lock(&pool->lock);
     atomic_fetch_add(&pool->sleepers, 1);
     while (atomic_load(&pool->epoch) == seen) pthread_cond_wait(&pool->wake, &pool->lock);
     atomic_fetch_sub(&pool->sleepers, 1);
     pthread_mutex_unlock(&pool->lock);
+    *closely = now_ns() - start < SPIN_NS;
     return atomic_load(&pool->epoch);
 }
 
 static void *work(void *argument) {
     struct worker *seat = argument;
     pool_t *pool = seat->pool;
-    int seen = 0;
+    int seen = 0, closely = 1;
     for (;;) {
-        seen = await_epoch(pool, seen);
+        seen = await_epoch(pool, seen, &closely);
         if (pool->job == NULL) return NULL;
         pool->job(pool, seat->tid);
         barrier(pool);
@@ -168,18 +180,27 @@ pool_t *tokc_open(int32_t threads) {
     return pool;
 }
 
+static void fetch_ahead(const launch_t *launch, int32_t tid, int32_t threads) {
+    const uint8_t *low = launch->ahead + launch->ahead_bytes / threads * tid;
+    int64_t share = launch->ahead_bytes / threads, most = share < AHEAD_BYTES ? share : AHEAD_BYTES;
+    for (int64_t at = 0; at < most; at += LINE_BYTES) __builtin_prefetch(low + at, 0, 2);
+}
+
 static void step(pool_t *pool, int32_t tid) {
     const step_t *s = pool->argument;
-    int64_t before = 0;
-    if (s->nanoseconds && tid == 0) before = now_ns();
+    int64_t *spent = s->nanoseconds ? s->nanoseconds + (int64_t)tid * s->count * 2 : NULL;
+    int64_t start = spent ? now_ns() : 0;
     for (int32_t i = 0; i < s->count; i++) {
         const launch_t *launch = &s->launches[i];
         tokc_kernels[launch->kernel](s->pointers + launch->first_pointer, s->rows[launch->rows], tid, pool->threads);
-        if (launch->barrier && i + 1 < s->count) barrier(pool);
-        if (s->nanoseconds && tid == 0) {
+        if (launch->ahead) fetch_ahead(launch, tid, pool->threads);
+        int64_t done = spent ? now_ns() : 0;
+        if (i + 1 < s->count) barrier(pool);
+        if (spent) {
             int64_t after = now_ns();
-            s->nanoseconds[i] += after - before;
-            before = after;
+            spent[2 * i] += done - start;
+            spent[2 * i + 1] += after - done;
+            start = after;
         }
     }
 }

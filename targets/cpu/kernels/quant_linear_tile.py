@@ -61,7 +61,10 @@ class Body:
         """Walk this thread's share of (block of rows that fits in L2, weight tile)."""
         rows, tiles = self.arguments.rows, self.spec.tiles
         block = max(64, min(512, L2_BYTES // self.spec.k) // 16 * 16)
-        with self.arguments.share((rows + block - 1) // block * tiles) as item:
+        items = T.Bind((rows + block - 1) // block * tiles)
+        end = T.Select(items == tiles, items * (self.arguments.tid + 1) // self.arguments.threads, tiles)
+        self.last = T.Bind(end * self.spec.tile_bytes - LINE_BYTES)
+        with self.arguments.share(items) as item:
             tile, first = T.Bind(item % tiles), T.Bind(item // tiles * block)
             count = T.Bind(T.min(rows - first, block))
             if self.spec.isa.amx:
@@ -129,7 +132,8 @@ class Body:
         spec = self.spec
         part = spec.tile_bytes // spec.groups
         for line in range(0, part, LINE_BYTES):
-            prefetch(self.w[tile * spec.tile_bytes + group * part + (PREFETCH_BYTES + line)])
+            place = tile * spec.tile_bytes + group * part + (PREFETCH_BYTES + line)
+            prefetch(self.w[T.min(place, self.last)])
 
     def packed_quads(self, tile: Expr, group: Expr) -> Quads:
         """Yield vectors of four columns by `lanes` rows of the packed weights."""
