@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tokc.runtime.executors.cpu import load_library, usable_cores
+from tokc.runtime.executors.cpu import LAUNCH, load_library, usable_cores
 from tokc.targets.cpu.codegen import compile_kernels
 from tokc.targets.cpu.isa import ISAS, host_isa
 from tokc.targets.cpu.kernels.paged_attention import PagedAttention
@@ -102,7 +102,7 @@ def seconds(
                 (array[layer] if name.startswith(("cache", "key", "value")) else array).ctypes.data
             )
     width = len(kernel.args)
-    launches = np.array([(index, 0, layer * width, 1) for layer in range(LAYERS)], np.int32)
+    launches = np.array([(index, 0, layer * width, 0, 0, 0) for layer in range(LAYERS)], LAUNCH)
     table, rows = np.array(pointers, np.uint64), np.array([case.sequences * case.tokens, 0], np.int32)
     best = float("inf")
     for _ in range(60):

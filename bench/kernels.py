@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tokc.runtime.executors.cpu import LAUNCH, load_library, read_bandwidth
 from tokc.runtime.executors.cpu import _anonymous as anonymous
-from tokc.runtime.executors.cpu import load_library
 from tokc.targets.cpu.codegen import compile_kernels
 from tokc.targets.cpu.isa import ISAS, host_isa
 from tokc.targets.cpu.kernels.quant_linear import GROUP, QuantLinear
@@ -28,7 +28,8 @@ SHAPES = {
     "SmolLM2-135M": ((960, 576), (576, 576), (3072, 576), (576, 1536), (49152, 576)),
     "Llama-3.2-1B": ((3072, 2048), (2048, 2048), (16384, 2048), (2048, 8192), (128256, 2048)),
 }
-WORKING_SET_BYTES = 256 << 20
+WORKING_SET_BYTES = 768 << 20
+ROOF_REPEATS = 3
 SECONDS = 0.6
 
 
@@ -68,7 +69,7 @@ def measure(library: Any, kernels: list[QuantLinear], row_counts: list[int], thr
     pool = library.tokc_open(threads)
     memory = anonymous(2 * WORKING_SET_BYTES, huge=True)
     memory.view(np.uint32)[:] = 0x31323334
-    roof = max(library.tokc_read_bandwidth(pool, memory.ctypes.data, WORKING_SET_BYTES) for _ in range(10))
+    roof = read_bandwidth(library, pool, memory.ctypes.data, WORKING_SET_BYTES, ROOF_REPEATS)
     print(f"  {threads} threads, read bandwidth {roof / 1e9:.1f} GB/s")
     for index, kernel in enumerate(kernels):
         for rows in row_counts:
@@ -91,7 +92,7 @@ def best(library: Any, pool: Any, index: int, kernel: QuantLinear, rows: int, me
     for copy in range(copies):
         pointers += [memory.ctypes.data + copy * size, *(array.ctypes.data for array in inputs)]
     table = np.array(pointers, np.uint64)
-    launches = np.array([(index, 0, copy * len(kernel.args), 1) for copy in range(copies)], np.int32)
+    launches = np.array([(index, 0, copy * len(kernel.args), 0, 0, 0) for copy in range(copies)], LAUNCH)
     counts, least, until = np.array([rows, rows], np.int32), float("inf"), perf_counter() + SECONDS
     while perf_counter() < until:
         start = perf_counter()

@@ -215,24 +215,35 @@ void tokc_step(pool_t *pool, const launch_t *launches, int32_t count, void *cons
 typedef struct {
     const uint64_t *words;
     size_t count;
+    size_t ahead_words; /* 0: the CPU's own prefetchers alone */
+    int64_t streams;    /* parts of a thread's share that are read side by side */
     _Atomic uint64_t sum;
 } read_t;
 
-static void read_words(pool_t *pool, int32_t tid) {
-    read_t *r = pool->argument;
-    size_t low = r->count * (size_t)tid / (size_t)pool->threads / 64 * 64;
-    size_t high = r->count * (size_t)(tid + 1) / (size_t)pool->threads / 64 * 64;
-    uint64_t sums[64] = {0};
-    for (size_t i = low; i < high; i += 64)
-        for (size_t j = 0; j < 64; j++) sums[j] ^= r->words[i + j];
-    uint64_t sum = 0;
+static uint64_t read_part(const uint64_t *words, size_t count, int64_t streams, size_t ahead) {
+    size_t part = count / (size_t)streams / 64 * 64;
+    uint64_t sums[64] = {0}, sum = 0;
+    for (size_t i = 0; i < part; i += 64) {
+        for (int64_t stream = 0; stream < streams; stream++) {
+            const uint64_t *at = words + (size_t)stream * part + i;
+            if (ahead)
+                for (size_t j = 0; j < 64; j += 8) __builtin_prefetch(at + ahead + j, 0, 2);
+            for (size_t j = 0; j < 64; j++) sums[j] ^= at[j];
+        }
+    }
     for (size_t j = 0; j < 64; j++) sum ^= sums[j];
-    atomic_fetch_xor(&r->sum, sum);
+    return sum;
 }
 
-/* Reads `bytes` once over all threads; returns bytes a second. */
-double tokc_read_bandwidth(pool_t *pool, const void *data, int64_t bytes) {
-    read_t r = {data, (size_t)bytes / 8, 0};
+static void read_words(pool_t *pool, int32_t tid) {
+    read_t *r = pool->argument;
+    size_t share = r->count / (size_t)pool->threads / 64 * 64;
+    atomic_fetch_xor(&r->sum, read_part(r->words + share * (size_t)tid, share, r->streams, r->ahead_words));
+}
+
+/* Reads `bytes` once over all threads, in the given way; returns bytes a second. */
+double tokc_read_bandwidth(pool_t *pool, const void *data, int64_t bytes, int64_t streams, int64_t ahead_bytes) {
+    read_t r = {data, (size_t)bytes / 8, (size_t)ahead_bytes / 8, streams, 0};
     int64_t start = now_ns();
     run(pool, read_words, &r);
     return (double)bytes / ((double)(now_ns() - start) * 1e-9);
