@@ -10,10 +10,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
+from tokc.cost.launch_work import LaunchWork
+
 Space = Literal["weights", "arena", "input", "output", "kv", "scratch"]
 Rows = Literal["tokens", "rows"]
 
 SCHEMA_VERSION = 1
+NO_WORK = LaunchWork()
 ITEM_BYTES = {"f32": 4, "f16": 2, "i32": 4, "i8": 1, "u8": 1}
 
 
@@ -45,15 +48,14 @@ class Operand:
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel over all threads; `flops` and `bytes` are those of one decoded token."""
+    """One kernel over all threads."""
 
     kernel: str
     operands: tuple[Operand, ...]
     rows: Rows
     op: str
     layer: int | None
-    flops: float = 0.0
-    bytes: float = 0.0
+    work: LaunchWork = NO_WORK
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ class Plan:
                 "op": launch.op,
                 "layer": launch.layer,
                 "operands": [[buffer_index[operand.buffer], operand.offset] for operand in launch.operands],
+                "work": launch.work.to_json(),
             }
             for launch in self.launches
         ]

@@ -13,7 +13,6 @@ import onnx_ir as ir
 
 from tokc.artifact.writer import Tensor
 from tokc.errors import TargetRefused
-from tokc.ir.ops import node_cost
 from tokc.ir.program import Program
 from tokc.targets.cpu.codegen import Kernel
 from tokc.targets.cpu.isa import Isa
@@ -25,6 +24,7 @@ from tokc.targets.cpu.kernels.rms_norm import RmsNorm
 from tokc.targets.cpu.kernels.rope_write_kv import RopeWriteKV
 from tokc.targets.cpu.weights import Weights
 from tokc.targets.plan import Buffer, Launch, Operand, Plan, Rows
+from tokc.targets.work import launch_work
 
 GROUP = 32
 INPUTS = ("input_ids", "positions", "sequences", "block_tables", "logit_rows")
@@ -119,10 +119,8 @@ class Lowering:
         if len(operands) != len(kernel.args):
             raise AssertionError(f"{kernel.symbol} takes {kernel.args}, got {len(operands)} operands")
         self.kernels.setdefault(kernel.symbol, kernel)
-        cost = node_cost(node, tokens=1, context=self.limits["context"])
-        self.launches.append(
-            Launch(kernel.symbol, operands, rows, node.op_type, layer_of(node), cost.flops, cost.bytes)
-        )
+        work = launch_work(node, [self.buffers[each.buffer] for each in operands], page_layout(self)[0])
+        self.launches.append(Launch(kernel.symbol, operands, rows, node.op_type, layer_of(node), work))
 
 
 def emit(program: Program, isa: Isa, limits: Mapping[str, int]) -> tuple[Plan, tuple[Kernel, ...], Weights]:
@@ -277,7 +275,7 @@ def lower_quant_linear(low: Lowering, node: ir.Node) -> None:
         x = low.slots[value]
         target = low.quantized_activation(value, x.width, x.rows)
         low.launch(node, Quantize(low.isa, x.width, x.stride), (x.operand, *target), x.rows)
-        low.launches[-1] = replace(low.launches[-1], op="Quantize", flops=0.0, bytes=0.0)
+        low.launches[-1] = replace(low.launches[-1], op="Quantize", work=low.launches[-1].work.moving_only())
         quantized = low.quantized[value]
     rows: Rows = low.buffers[quantized.quants].shape[0]  # type: ignore[assignment]
     out = low.activation(node.outputs[0], kernel.n, rows, kernel.y_stride)
