@@ -49,7 +49,7 @@ check: $(STAMPS)/dev ## Lint, format, types and import contracts; changes nothin
 fix: $(STAMPS)/dev ## Format, and mend what ruff can mend
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
-bench: $(STAMPS)/dev ## Measure tokc beside llama.cpp; writes out/bench/cpu.json
+bench: $(STAMPS)/dev ## Measure tokc beside every peer, each in its own environment; writes out/bench/cpu.json
 	@$(BIN)/python -m bench --out $(OUT)/bench $(ARGS)
 
 lines: ## Count lines by folder and name the longest files

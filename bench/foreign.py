@@ -29,14 +29,14 @@ class Measurement:
 
 
 def run(command: list[str], environment: dict[str, str] | None = None) -> Measurement:
-    """Run `command`; its last line is JSON, or nothing.
+    """Run `command`; its last line is JSON, or nothing. BENCH_START tells it when it was started.
 
     Raises: RuntimeError with the end of its errors if it fails.
     """
     before, start = _machine_cpu_s() - _children_cpu_s(), time.perf_counter()
     process = subprocess.Popen(
         command,
-        env={**os.environ, **(environment or {})},
+        env={**os.environ, **(environment or {}), "BENCH_START": str(time.monotonic())},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

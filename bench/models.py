@@ -1,4 +1,4 @@
-"""Makes what both sides run: SmolLM2-135M on two grids, and random weights in the shape of Llama 3.2 1B."""
+"""Makes what all programs run: SmolLM2-135M as Q4_0, and random weights in the shape of Llama 3.2 1B."""
 
 import importlib.util
 from collections.abc import Iterator
@@ -41,7 +41,7 @@ def smollm2_q4_0(folder: Path, llamacpp: str) -> Path:
     path = folder / "SmolLM2-135M-Instruct.Q4_0.gguf"
     if not path.exists():
         partial = path.with_suffix(".partial")
-        run([llamacpp, "-m", "bench.llamacpp_side", "requantize", str(smollm2_q4_1()), str(partial)])
+        run([llamacpp, "-m", "bench.peers.llamacpp_side", "requantize", str(smollm2_q4_1()), str(partial)])
         partial.rename(path)
     return path
 

@@ -1,96 +1,136 @@
 """What is timed, the same for every program: model steps with the greedy choice of the next token.
 
-Prefill is one prompt of 512 tokens, whose last logits alone are computed. Decode feeds each sequence its own
-choice, one token a step, from a context of 64 tokens on; between repeats the caches go back to that context.
+Prefill is one prompt, whose last logits alone are computed. Decode feeds each sequence its own choice, one
+token a step, from the end of the prompt on; the repeats follow one another in the same cache. Verify times
+steps of one sequence, of one token and of k tokens with k rows of logits, in turns in the same cache.
 """
 
 import argparse
 import json
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 Tokens = npt.NDArray[np.int32]
+Kind = Literal["prefill", "decode", "verify"]
 
-PROMPT_TOKENS = 64
 FIRST_TOKEN = 10
 KIB = 1024
+VERIFY_STEPS = 8
 
 
 class Side(Protocol):
-    """A program under measurement, with a model loaded and room for `sequences`."""
+    """A program under measurement, with a model loaded and room for the span's sequences."""
 
     vocab: int
 
-    def prefill(self, sequence: int, tokens: Tokens) -> int:
-        """Run a prompt from position 0 on; returns the greedy next token."""
+    def start(self, prompts: Tokens) -> Tokens:
+        """Forget everything and run prompts i32[sequences, n]; returns each one's greedy next token."""
         ...
 
-    def decode(self, tokens: Tokens, position: int) -> Tokens:
+    def step(self, tokens: Tokens, position: int) -> Tokens:
         """Run token i of sequence i at `position`; returns the greedy next tokens."""
         ...
 
-    def rewind(self, position: int) -> None:
-        """Forget what all sequences hold from `position` on."""
+    def verify(self, tokens: Tokens, position: int) -> Tokens:
+        """Run tokens of sequence 0 from `position` on; returns the greedy next token after each of them."""
         ...
 
 
 @dataclass(frozen=True)
 class Span:
-    """What a process measures: prefill of `tokens` if `sequences` is 0, else as many decode `tokens` each."""
+    """What a process measures; `tokens` are a repeat's decode steps, or what a step verifies."""
 
-    sequences: int
-    tokens: int
+    kind: Kind
+    sequences: int = 1
+    prompt: int = 64
+    tokens: int = 64
     repeats: int = 3
 
     @property
     def context(self) -> int:
-        """Return how many tokens a sequence comes to hold."""
-        return self.tokens if self.sequences == 0 else PROMPT_TOKENS + self.tokens
+        """Return how many tokens a sequence comes to hold at most."""
+        match self.kind:
+            case "prefill":
+                return self.prompt + 1
+            case "decode":
+                return self.prompt + 1 + self.repeats * self.tokens
+            case "verify":
+                return self.prompt + (self.repeats + 1) * VERIFY_STEPS * (self.tokens + 1)
+
+    def arguments(self) -> list[str]:
+        """Return the command line that `main` reads back."""
+        return [self.kind, *(str(n) for n in (self.sequences, self.prompt, self.tokens, self.repeats))]
 
 
-def measure(side: Side, span: Span) -> list[float]:
-    """Return the tokens a second of each repeat, after one that warms up."""
+def measure(side: Side, span: Span) -> tuple[float, list[float]]:
+    """Return the best figure and that of each repeat: tokens a second, or the ratio of two steps."""
     random = np.random.default_rng(0)
-    return _prefill(side, span, random) if span.sequences == 0 else _decode(side, span, random)
+    match span.kind:
+        case "prefill":
+            rates = _prefill(side, span, random)
+            return max(rates), rates
+        case "decode":
+            rates = _decode(side, span, random)
+            return max(rates), rates
+        case "verify":
+            pairs = _verify(side, span, random)
+            best = min(many for _, many in pairs) / min(one for one, _ in pairs)
+            return best, [many / one for one, many in pairs]
 
 
 def _prefill(side: Side, span: Span, random: np.random.Generator) -> list[float]:
     rates = []
-    for repeat in range(span.repeats + 1):
-        side.rewind(0)
-        prompt = _random_tokens(side, random, span.tokens)
+    for _ in range(span.repeats + 1):
+        prompt = _prompts(side, span, random)
         start = time.perf_counter()
-        side.prefill(0, prompt)
-        if repeat:
-            rates.append(span.tokens / (time.perf_counter() - start))
-    return rates
+        side.start(prompt)
+        rates.append(span.prompt / (time.perf_counter() - start))
+    return rates[1:]
 
 
 def _decode(side: Side, span: Span, random: np.random.Generator) -> list[float]:
-    first = np.array(
-        [side.prefill(i, _random_tokens(side, random, PROMPT_TOKENS)) for i in range(span.sequences)],
-        np.int32,
-    )
-    side.decode(first, PROMPT_TOKENS)
+    tokens = side.start(_prompts(side, span, random))
+    position = span.prompt
+    tokens = side.step(tokens, position)
     rates = []
     for _ in range(span.repeats):
-        side.rewind(PROMPT_TOKENS)
-        tokens = first
         start = time.perf_counter()
-        for position in range(PROMPT_TOKENS, PROMPT_TOKENS + span.tokens):
-            tokens = side.decode(tokens, position)
+        for _ in range(span.tokens):
+            position += 1
+            tokens = side.step(tokens, position)
         rates.append(span.sequences * span.tokens / (time.perf_counter() - start))
     return rates
 
 
-def _random_tokens(side: Side, random: np.random.Generator, count: int) -> Tokens:
-    return random.integers(FIRST_TOKEN, side.vocab - FIRST_TOKEN, count, dtype=np.int32)
+def _verify(side: Side, span: Span, random: np.random.Generator) -> list[tuple[float, float]]:
+    """Return the seconds of a step of one token and of k, of each repeat."""
+    last = side.start(_prompts(side, span, random))
+    position = span.prompt
+    pairs = []
+    for _ in range(span.repeats + 1):
+        seconds: dict[int, list[float]] = {1: [], span.tokens: []}
+        for count, taken in seconds.items():
+            for _ in range(VERIFY_STEPS):
+                tokens = random.integers(FIRST_TOKEN, side.vocab - FIRST_TOKEN, count, dtype=np.int32)
+                start = time.perf_counter()
+                last = side.verify(tokens, position) if count > 1 else side.step(tokens, position)
+                taken.append(time.perf_counter() - start)
+                assert len(last) == count, f"{len(last)} rows of logits for {count} tokens"
+                position += count
+        pairs.append((statistics.median(seconds[1]), statistics.median(seconds[span.tokens])))
+    return pairs[1:]
+
+
+def _prompts(side: Side, span: Span, random: np.random.Generator) -> Tokens:
+    shape = span.sequences, span.prompt
+    return random.integers(FIRST_TOKEN, side.vocab - FIRST_TOKEN, shape, dtype=np.int32)
 
 
 def peak_rss_mb() -> float:
@@ -99,17 +139,22 @@ def peak_rss_mb() -> float:
     return int(status["VmHWM"].split()[0]) / KIB
 
 
-def main(load: Callable[[str, Span, int], Side]) -> None:
-    """Measure what the command line asks for, and print it as one line of JSON."""
+def main(
+    load: Callable[[str, Span, int], Side], facts: Callable[[Side, Span], dict[str, Any]] | None = None
+) -> None:
+    """Measure what the command line asks for, and print it with `facts` of the side as one line of JSON."""
     parser = argparse.ArgumentParser()
     parser.add_argument("model")
-    for option in ("--sequences", "--tokens", "--repeats", "--threads"):
-        parser.add_argument(option, type=int, required=True)
+    parser.add_argument("threads", type=int)
+    parser.add_argument("kind", choices=["prefill", "decode", "verify"])
+    for name in ("sequences", "prompt", "tokens", "repeats"):
+        parser.add_argument(name, type=int)
     asked = parser.parse_args()
-    span = Span(asked.sequences, asked.tokens, asked.repeats)
+    span = Span(asked.kind, asked.sequences, asked.prompt, asked.tokens, asked.repeats)
     start = time.perf_counter()
     side = load(asked.model, span, asked.threads)
     load_s = time.perf_counter() - start
-    rates = measure(side, span)
-    rss_mb = peak_rss_mb()
-    print(json.dumps({"tokens_per_s": rates, "load_s": load_s, "rss_mb": rss_mb}), flush=True)
+    value, repeats = measure(side, span)
+    # The peak first: what gives the facts may take memory of its own.
+    found = {"value": value, "repeats": repeats, "load_s": load_s, "rss_mb": peak_rss_mb()}
+    print(json.dumps({**found, **(facts(side, span) if facts else {})}), flush=True)

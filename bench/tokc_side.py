@@ -1,7 +1,9 @@
 """tokc's executor, driven without its scheduler, as the other side is driven without a server."""
 
+import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -10,7 +12,12 @@ from tokc.runtime.artifact import Artifact
 from tokc.runtime.executors.base import Batch
 from tokc.runtime.executors.cpu import CpuExecutor
 
-CONTEXT = 2048
+# Above 4096 tokens and what is decoded after them.
+CONTEXT = 4608
+READ_BYTES = 1 << 29
+# What reads its weights whole in every step; of the embedding and the rotation a step reads a few rows.
+WEIGHT_OPS = {"QuantLinear", "Linear", "AddRmsNorm", "RMSNormalization"}
+ITEM_BYTES = {"u8": 1, "i8": 1, "f16": 2, "f32": 4}
 
 
 class Tokc:
@@ -22,30 +29,57 @@ class Tokc:
         self.executor = CpuExecutor.open(artifact, threads=threads)
         self.vocab = self.executor.vocab_size
         blocks = -(-(span.context + 1) // self.executor.page_size)
-        self.tables = np.arange(max(1, span.sequences) * blocks, dtype=np.int32).reshape(-1, blocks)
+        self.tables = np.arange(span.sequences * blocks, dtype=np.int32).reshape(-1, blocks)
         assert self.tables.size <= self.executor.num_pages, "the cache is too small for this row"
 
-    def prefill(self, sequence: int, tokens: Tokens) -> int:
-        """Run a prompt from position 0 on; returns the greedy next token."""
-        positions = np.arange(len(tokens), dtype=np.int32)
-        step = self.executor.max_tokens
-        for start in range(0, len(tokens), step):
-            part = slice(start, start + step)
-            count = len(tokens[part])
-            last = start + count == len(tokens)
-            rows = np.array([count - 1] if last else [], np.int32)
-            sequences = np.full(count, sequence, np.int32)
-            logits = self.executor.step(Batch(tokens[part], positions[part], sequences, self.tables, rows))
-        return int(logits[0].argmax())
+    def start(self, prompts: Tokens) -> Tokens:
+        """Run prompts i32[sequences, n] from position 0 on; returns each one's greedy next token."""
+        return np.array([self._prompt(sequence, prompt) for sequence, prompt in enumerate(prompts)], np.int32)
 
-    def decode(self, tokens: Tokens, position: int) -> Tokens:
+    def step(self, tokens: Tokens, position: int) -> Tokens:
         """Run token i of sequence i at `position`; returns the greedy next tokens."""
         rows = np.arange(len(tokens), dtype=np.int32)
-        logits = self.executor.step(Batch(tokens, np.full_like(rows, position), rows, self.tables, rows))
+        return self._run(tokens, np.full_like(rows, position), rows, rows)
+
+    def verify(self, tokens: Tokens, position: int) -> Tokens:
+        """Run tokens of sequence 0 from `position` on; returns the greedy next token after each of them."""
+        rows = np.arange(len(tokens), dtype=np.int32)
+        return self._run(tokens, rows + np.int32(position), np.zeros_like(rows), rows)
+
+    def _prompt(self, sequence: int, tokens: Tokens) -> int:
+        found = tokens[:0]
+        for start in range(0, len(tokens), self.executor.max_tokens):
+            part = tokens[start : start + self.executor.max_tokens]
+            last = start + len(part) == len(tokens)
+            rows = np.array([len(part) - 1] if last else [], np.int32)
+            positions = np.arange(start, start + len(part), dtype=np.int32)
+            found = self._run(part, positions, np.full_like(positions, sequence), rows)
+        return int(found[0])
+
+    def _run(self, tokens: Tokens, positions: Tokens, sequences: Tokens, rows: Tokens) -> Tokens:
+        logits = self.executor.step(Batch(tokens, positions, sequences, self.tables, rows))
         return logits.argmax(axis=1).astype(np.int32)
 
-    def rewind(self, position: int) -> None:
-        """Do nothing: a position that is written again replaces what it held."""
+
+def roof(side: Side, span: Span) -> dict[str, Any]:
+    """Return what bounds a decode step: the bytes that it must read, and how fast memory gives them."""
+    assert isinstance(side, Tokc), "tokc's own side"
+    executor = side.executor
+    weights = {
+        buffer
+        for launch in executor.plan["launches"]
+        for buffer, _ in launch["operands"]
+        if launch["op"] in WEIGHT_OPS
+    }
+    buffers = [
+        b for at, b in enumerate(executor.plan["buffers"]) if at in weights and b["space"] == "weights"
+    ]
+    held = span.context - span.repeats * span.tokens / 2
+    cache_bytes = span.sequences * held * executor.kv_bytes_per_page / executor.page_size
+    return {
+        "step_bytes": sum(math.prod(b["shape"]) * ITEM_BYTES[b["dtype"]] for b in buffers) + cache_bytes,
+        "read_bytes_per_s": executor.read_bandwidth(size_bytes=READ_BYTES),
+    }
 
 
 def load(path: str, span: Span, threads: int) -> Side:
@@ -53,16 +87,16 @@ def load(path: str, span: Span, threads: int) -> Side:
     return Tokc(path, span, threads)
 
 
-def build(model: str, out: str) -> None:
-    """Build the artifact `out` of `model` on the model's own grid, for this CPU."""
+def build(model: str, out: str, target: str) -> None:
+    """Build the artifact `out` of `model` on the model's own grid, for `target`."""
     from tokc.compiler import Request
     from tokc.compiler import build as compile_model
 
-    compile_model(Request(Path(model), context=CONTEXT, check=False), Path(out))
+    compile_model(Request(Path(model), target=target, context=CONTEXT, check=False), Path(out))
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "build":
         build(*sys.argv[2:])
     else:
-        main(load)
+        main(load, roof)

@@ -1,6 +1,7 @@
 """llama.cpp, through the C functions that llama-cpp-python binds; runs in that package's own environment."""
 
 import sys
+from collections.abc import Sequence
 
 import llama_cpp
 import numpy as np
@@ -9,7 +10,6 @@ from bench.spans import Side, Span, Tokens, main
 
 BATCH_TOKENS = 512
 MARGIN_TOKENS = 16
-LAST_POSITION = -1
 
 
 class LlamaCpp:
@@ -20,49 +20,55 @@ class LlamaCpp:
         model = llama_cpp.llama_model_load_from_file(path.encode(), llama_cpp.llama_model_default_params())
         assert model, f"llama.cpp cannot load '{path}'"
         settings = llama_cpp.llama_context_default_params()
-        sequences = max(1, span.sequences)
-        settings.n_ctx = sequences * (span.context + MARGIN_TOKENS)
+        settings.n_ctx = span.sequences * (span.context + MARGIN_TOKENS)
         settings.n_batch = settings.n_ubatch = BATCH_TOKENS
         settings.n_threads = settings.n_threads_batch = threads
-        settings.n_seq_max = sequences
+        settings.n_seq_max = span.sequences
         self.vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
         self.context = llama_cpp.llama_init_from_model(model, settings)
         assert self.context, "llama.cpp made no context"
         self.memory = llama_cpp.llama_get_memory(self.context)
-        self.sequences = sequences
         batch = self.batch = llama_cpp.llama_batch_init(BATCH_TOKENS, 0, 1)
         view = lambda pointer: np.ctypeslib.as_array(pointer, (BATCH_TOKENS,))  # noqa: E731 - used five times here
         self.tokens, self.positions, self.wanted = view(batch.token), view(batch.pos), view(batch.logits)
         view(batch.n_seq_id)[:] = 1
 
-    def prefill(self, sequence: int, tokens: Tokens) -> int:
-        """Run a prompt from position 0 on; returns the greedy next token."""
-        count = len(tokens)
-        self.tokens[:count], self.positions[:count] = tokens, np.arange(count)
-        self.wanted[:count] = 0
-        self.wanted[count - 1] = 1
-        for row in range(count):
-            self.batch.seq_id[row][0] = sequence
-        return int(self._run(count, 1)[0])
+    def start(self, prompts: Tokens) -> Tokens:
+        """Forget everything and run prompts i32[sequences, n]; returns each one's greedy next token."""
+        llama_cpp.llama_memory_clear(self.memory, False)  # noqa: FBT003 - a C function
+        return np.array([self._prompt(sequence, prompt) for sequence, prompt in enumerate(prompts)], np.int32)
 
-    def decode(self, tokens: Tokens, position: int) -> Tokens:
+    def step(self, tokens: Tokens, position: int) -> Tokens:
         """Run token i of sequence i at `position`; returns the greedy next tokens."""
-        count = len(tokens)
-        self.tokens[:count], self.positions[:count], self.wanted[:count] = tokens, position, 1
-        for row in range(count):
-            self.batch.seq_id[row][0] = row
-        return self._run(count, count)
+        rows = range(len(tokens))
+        return self._run(tokens, np.full_like(tokens, position), rows, rows)
 
-    def rewind(self, position: int) -> None:
-        """Forget what all sequences hold from `position` on."""
-        for sequence in range(self.sequences):
-            llama_cpp.llama_memory_seq_rm(self.memory, sequence, position, LAST_POSITION)
+    def verify(self, tokens: Tokens, position: int) -> Tokens:
+        """Run tokens of sequence 0 from `position` on; returns the greedy next token after each of them."""
+        rows = range(len(tokens))
+        return self._run(tokens, np.arange(position, position + len(tokens)), [0] * len(tokens), rows)
 
-    def _run(self, count: int, rows: int) -> Tokens:
-        self.batch.n_tokens = count
+    def _prompt(self, sequence: int, tokens: Tokens) -> int:
+        found: Tokens = tokens[:0]
+        for start in range(0, len(tokens), BATCH_TOKENS):
+            part = tokens[start : start + BATCH_TOKENS]
+            rows = [len(part) - 1] if start + len(part) == len(tokens) else []
+            found = self._run(part, np.arange(start, start + len(part)), [sequence] * len(part), rows)
+        return int(found[0])
+
+    def _run(
+        self, tokens: Tokens, positions: Tokens, sequences: Sequence[int], rows: Sequence[int]
+    ) -> Tokens:
+        count = self.batch.n_tokens = len(tokens)
+        self.tokens[:count], self.positions[:count], self.wanted[:count] = tokens, positions, 0
+        self.wanted[list(rows)] = 1
+        for at, sequence in enumerate(sequences):
+            self.batch.seq_id[at][0] = sequence
         status = llama_cpp.llama_decode(self.context, self.batch)
         assert status == 0, f"llama_decode returned {status}"
-        logits = np.ctypeslib.as_array(llama_cpp.llama_get_logits(self.context), (rows, self.vocab))
+        if not rows:
+            return tokens[:0]
+        logits = np.ctypeslib.as_array(llama_cpp.llama_get_logits(self.context), (len(rows), self.vocab))
         return logits.argmax(axis=1).astype(np.int32)
 
 

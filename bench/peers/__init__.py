@@ -1,0 +1,1 @@
+"""The programs that tokc is measured beside: their environments, exports and sides."""

@@ -1,0 +1,52 @@
+"""CTranslate2 through its token iterator, which generates ahead in a thread; runs in its own environment."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import ctranslate2
+import numpy as np
+
+from bench.spans import Side, Span, Tokens, main
+
+
+class CTranslate2:
+    """An int8 model, and an iterator over the tokens that it generates."""
+
+    def __init__(self, path: str, span: Span, threads: int) -> None:
+        """Load the model in the folder `path`."""
+        self.model = ctranslate2.Generator(path, compute_type="int8", inter_threads=1, intra_threads=threads)
+        self.words: list[str] = json.loads((Path(path) / "vocabulary.json").read_text())
+        self.vocab = len(self.words)
+        self.steps = span.context + 1 - span.prompt
+        self.generated: Iterator[ctranslate2.GenerationStepResult] = iter(())
+
+    def start(self, prompts: Tokens) -> Tokens:
+        """Forget everything and run prompts i32[sequences, n]; returns each one's greedy next token."""
+        for _ in self.generated:
+            pass  # what the last start left in its queue
+        words = [[self.words[token] for token in prompt] for prompt in prompts]
+        self.generated = self.model.generate_tokens(
+            words, max_length=self.steps, min_length=self.steps, sampling_topk=1
+        )
+        return self._next(len(prompts))
+
+    def step(self, tokens: Tokens, position: int) -> Tokens:  # noqa: ARG002 - it feeds its own choice
+        """Run the tokens that it chose last; returns the greedy next tokens."""
+        return self._next(len(tokens))
+
+    def verify(self, tokens: Tokens, position: int) -> Tokens:
+        """Refuse: no call continues a cache with several tokens."""
+        raise NotImplementedError
+
+    def _next(self, sequences: int) -> Tokens:
+        return np.array([next(self.generated).token_id for _ in range(sequences)], np.int32)
+
+
+def load(path: str, span: Span, threads: int) -> Side:
+    """Return CTranslate2 with the model in the folder `path`."""
+    return CTranslate2(path, span, threads)
+
+
+if __name__ == "__main__":
+    main(load)
