@@ -5,7 +5,8 @@ from pathlib import Path
 
 from tokc.cost import records
 from tokc.cost.devices import Host
-from tokc.cost.measure import Bench, Point, Spread
+from tokc.cost.measure import Bench, Point
+from tokc.cost.spread import Spread
 from tokc.report.collect import bench_path, manifest_sha256
 from tokc.runtime.manifest import FileInfo, KvInfo, LimitsInfo, Manifest, ModelInfo, TargetInfo
 

@@ -28,9 +28,13 @@ class LaunchWork:
         """Return the FLOPs of a step where its rows attend to `attended` tokens in all."""
         return rows * self.row_flops + attended * self.attended_flops
 
+    def memory_bytes(self, cached: int) -> float:
+        """Return the bytes that come from memory: weights, and `cached` tokens of all sequences' caches."""
+        return self.whole_bytes + cached * self.cached_bytes
+
     def bytes(self, rows: int, cached: int) -> float:
-        """Return the bytes of a step that reads `cached` tokens of all sequences' caches."""
-        return self.whole_bytes + rows * self.row_bytes + cached * self.cached_bytes
+        """Return all bytes of a step; those of its own rows stay in the CPU's caches where they fit."""
+        return self.memory_bytes(cached) + rows * self.row_bytes
 
     def moving_only(self) -> "LaunchWork":
         """Return the same without FLOPs, for a launch that converts what another node computes."""

@@ -10,25 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from tokc.cost.devices import Host
+from tokc.cost.profile import Profile
+from tokc.cost.spread import Spread
 from tokc.errors import TokcError
 from tokc.runtime.engine import Engine
 
 WARM_UP_TOKENS = 4
-
-
-@dataclass(frozen=True)
-class Spread:
-    """A figure over repetitions: median, least and greatest."""
-
-    median: float
-    least: float
-    greatest: float
-    repetitions: int
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> "Spread":
-        """Summarize measured values."""
-        return cls(statistics.median(values), min(values), max(values), len(values))
 
 
 @dataclass(frozen=True)
@@ -53,7 +40,8 @@ class Point:
 class Bench:
     """A run of the bench: which artifact, on which machine, with what result.
 
-    `foreign_cpu` is the share of the cores that other programs took meanwhile.
+    `foreign_cpu` is the share of the cores that other programs took meanwhile; `profile` is None where no
+    kernel was timed.
     """
 
     artifact: str
@@ -64,6 +52,7 @@ class Bench:
     peak_rss_bytes: int
     points: tuple[Point, ...]
     foreign_cpu: float = 0.0
+    profile: Profile | None = None
     schema_version: int = 1
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from tokc.cost import records
 from tokc.cost.devices import probe
-from tokc.cost.measure import Bench, Point, Spread
+from tokc.cost.measure import Bench, Point
 from tokc.cost.prices import Price, usd_per_token
 from tokc.cost.roofline import StepWork, Work, error, predict, read_work
+from tokc.cost.spread import Spread
 from tokc.errors import TokcError
 from tokc.report.model import Batch, Figure, Identity, Inputs, LedgerRow, OpBytes, Report, TokenCost
 from tokc.runtime.artifact import Artifact
@@ -63,6 +64,7 @@ def collect(path: Path, price: Price, today: date, bench: Path | None = None) ->
         load_s=inputs.load_s,
         peak_rss_bytes=inputs.peak_rss_bytes,
         foreign_cpu=inputs.foreign_cpu,
+        profile=inputs.profile,
     )
 
 
@@ -86,6 +88,7 @@ def _measured(path: Path, artifact: Path, price: Price) -> Inputs:
         load_s=bench.load_s,
         peak_rss_bytes=bench.peak_rss_bytes,
         foreign_cpu=bench.foreign_cpu,
+        profile=bench.profile,
     )
 
 

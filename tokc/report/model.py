@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from tokc.cost.devices import Host
 from tokc.cost.measure import Point
 from tokc.cost.prices import Price
+from tokc.cost.profile import Profile
 
 SCHEMA_VERSION = 1
 DISTURBED_SHARE = 0.05
@@ -101,7 +102,8 @@ class Report:
     """The cost of a token of one artifact on one machine.
 
     `measured_at` is None where nothing was measured; `op_bytes` are those of a token at `op_context` tokens;
-    `foreign_cpu` is the share of the cores that other programs took during the measurement.
+    `foreign_cpu` is the share of the cores that other programs took during the measurement; `profile` is
+    None where the bench timed no kernels.
     """
 
     identity: Identity
@@ -117,6 +119,7 @@ class Report:
     load_s: float | None = None
     peak_rss_bytes: int | None = None
     foreign_cpu: float = 0.0
+    profile: Profile | None = None
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -138,3 +141,4 @@ class Inputs:
     load_s: float | None = None
     peak_rss_bytes: int | None = None
     foreign_cpu: float = 0.0
+    profile: Profile | None = None
