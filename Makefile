@@ -9,12 +9,13 @@ OUT ?= out
 TORCH_FLAGS ?=
 TORCH := torch==2.13.0
 JOBS ?= 2
+SUDO ?= $(shell test "$$(id -u)" = 0 || echo sudo)
 PROMPT ?= Write two sentences about the sea.
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet --no-input
 SAY = @printf '\033[1m==>\033[0m %s\n'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fix bench lines wheel clean
+.PHONY: help demo test test-cross check fix bench lines wheel clean
 
 help: ## Print this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +38,10 @@ $(OUT)/demo/SmolLM2-135M-Instruct.tokc/manifest.json: $(STAMPS)/model
 test: $(STAMPS)/dev ## Run the test suite: random order, in parallel (JOBS=2)
 	$(SAY) "pytest"
 	@$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+
+test-cross: $(STAMPS)/dev $(STAMPS)/qemu ## Run the kernels of other machines under QEMU (installs Debian's qemu-user)
+	$(SAY) "pytest: 64-bit ARM and AVX2 under QEMU"
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "cross or not cross" tests/targets/cpu/emulated $(ARGS)
 
 check: $(STAMPS)/dev ## Lint, format, types and import contracts; changes nothing
 	$(SAY) "ruff"
@@ -83,3 +88,10 @@ $(STAMPS)/torch: $(STAMPS)/venv
 $(STAMPS)/dev: $(STAMPS)/torch $(STAMPS)/model pyproject.toml
 	$(SAY) "Install the test and lint tools"
 	@$(PIP) install --editable ".[dev]" && touch $@
+
+# An aarch64 libc, for whole artifacts; the disassembler is for `python -m bench.instructions`.
+$(STAMPS)/qemu: $(STAMPS)/venv
+	$(SAY) "Install QEMU's user emulation, an aarch64 libc and disassembler"
+	@command -v apt-get > /dev/null || { echo "install qemu-aarch64, qemu-x86_64 and /usr/aarch64-linux-gnu by hand"; exit 1; }
+	@$(SUDO) apt-get -qq update && $(SUDO) apt-get -qq install --yes --no-install-recommends \
+	    qemu-user libc6-arm64-cross binutils binutils-aarch64-linux-gnu && touch $@
