@@ -11,6 +11,7 @@ from tokc.cli.console import console, print_json, progress
 
 if TYPE_CHECKING:
     from tokc.cost.measure import Bench, Load
+    from tokc.cost.profiling import Steps
 
 
 def bench(
@@ -21,19 +22,31 @@ def bench(
     output_tokens: Annotated[int, typer.Option(min=2, help="Tokens of an answer.")] = 64,
     repetitions: Annotated[int, typer.Option(min=3, help="How often, after a warm-up.")] = 3,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads. [default: every core]")] = None,
+    profile: Annotated[bool, typer.Option("--profile", help="Time every kernel, too.")] = False,
+    context: Annotated[
+        int | None, typer.Option(min=2, help="Tokens before a profiled decode step. [default: as measured]")
+    ] = None,
+    chunk: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of the profiled prefill step. [default: 512]")
+    ] = None,
+    svg: Annotated[Path | None, typer.Option(help="Draw the profiled kernels under their roofs.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="[default: NAME.bench.json]")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Measure time to first token, time per token and tokens per second in a closed loop."""
     from tokc.cost import records
     from tokc.cost.measure import Load
+    from tokc.cost.profiling import Steps
     from tokc.report.collect import bench_path
 
-    result = _measure(
-        artifact, tuple(batch or (1, 8)), Load(prompt_tokens, output_tokens, repetitions), threads
-    )
+    if not profile and (context or chunk or svg):
+        raise typer.BadParameter("--context, --chunk and --svg are of a profile: add --profile")
+    batches, load = tuple(batch or (1, 8)), Load(prompt_tokens, output_tokens, repetitions)
+    steps = Steps(batches, context or prompt_tokens + output_tokens // 2, chunk)
+    result = _measure(artifact, batches, load, threads, steps if profile else None)
     path = out or bench_path(artifact)
     records.write(path, result)
+    _draw(result, svg)
     if as_json:
         print_json(records.encode(result))
         return
@@ -41,8 +54,11 @@ def bench(
     typer.echo(f"written to {path}; price it: tokc report {artifact} --bench {path}", err=True)
 
 
-def _measure(artifact: Path, batches: tuple[int, ...], load: "Load", threads: int | None) -> "Bench":
+def _measure(
+    artifact: Path, batches: tuple[int, ...], load: "Load", threads: int | None, steps: "Steps | None"
+) -> "Bench":
     import tokc
+    from tokc.cost import profiling
     from tokc.cost.devices import CpuWatch, probe
     from tokc.cost.measure import Bench, measure, peak_rss_bytes
     from tokc.report.collect import manifest_sha256
@@ -55,11 +71,13 @@ def _measure(artifact: Path, batches: tuple[int, ...], load: "Load", threads: in
             load_s = time.perf_counter() - start_s
             watch = CpuWatch()
             points = measure(engine, batches, load, say)
-            foreign, peak = watch.foreign_share(), peak_rss_bytes()
+            peak = peak_rss_bytes()
             say("probe this machine's memory and arithmetic")
             manifest = Artifact.open(artifact, verify=False).manifest
             weights = max(file.bytes for file in manifest.files.values())
             host = probe(engine.executor, manifest.target.features, weights)
+            profile = None if steps is None else profiling.profile(engine, host, steps, say)
+            foreign = watch.foreign_share()
     return Bench(
         artifact=artifact.name,
         manifest_sha256=manifest_sha256(artifact),
@@ -69,7 +87,16 @@ def _measure(artifact: Path, batches: tuple[int, ...], load: "Load", threads: in
         peak_rss_bytes=peak,
         points=points,
         foreign_cpu=foreign,
+        profile=profile,
     )
+
+
+def _draw(result: "Bench", svg: Path | None) -> None:
+    from tokc.report.roofline_svg import render
+
+    if svg is not None and result.profile is not None:
+        svg.parent.mkdir(parents=True, exist_ok=True)
+        svg.write_text(render(result.profile), encoding="utf-8")
 
 
 def _print(result: "Bench") -> None:
@@ -91,3 +118,7 @@ def _print(result: "Bench") -> None:
             units.figures(point.prefill_tokens_per_s.median),
         )
     console().print(table)
+    if result.profile is not None:
+        from tokc.report import kernel_terminal
+
+        console().print("", kernel_terminal.render(result.profile), sep="\n")

@@ -19,6 +19,7 @@ WARM_UP_STEPS = 3
 LEAST_STEPS, MOST_STEPS, STEPS_S = 7, 200, 1.5
 ENGINE_REPETITIONS = 5
 HALF_ANSWER = 16
+CHUNK_TOKENS = 512
 
 
 @runtime_checkable
@@ -39,11 +40,19 @@ class TimesKernels(Protocol):
 
 @dataclass(frozen=True)
 class Steps:
-    """Which steps to profile: decoding at each batch size with `context` tokens, and a prefill chunk."""
+    """Which steps to profile: decoding at each batch size with `context` tokens, and a prefill chunk.
+
+    `chunk` None is 512 tokens, or as many as a step can have.
+    """
 
     batches: tuple[int, ...]
     context: int
-    chunk: int
+    chunk: int | None = None
+
+    def chunk_tokens(self, engine: Engine) -> int:
+        """Return the tokens of the chunk."""
+        most = min(engine.executor.max_tokens, engine.context_length)
+        return min(CHUNK_TOKENS, most) if self.chunk is None else self.chunk
 
 
 def profile(engine: Engine, host: Host, steps: Steps, progress: Callable[[str], None]) -> Profile:
@@ -68,9 +77,9 @@ def profile(engine: Engine, host: Host, steps: Steps, progress: Callable[[str], 
         progress(f"profile a decode step of {count} with {steps.context} tokens of context")
         batch = _decode_batch(engine, count, steps.context)
         found.append(_step_profile(executor, batch, roofs, DECODE, engine_s[count]))
-    progress(f"profile a prefill chunk of {steps.chunk} tokens")
-    chunk = _batch(engine, 1, range(steps.chunk), steps.chunk)
-    found.append(_step_profile(executor, chunk, roofs, PREFILL, None))
+    chunk = steps.chunk_tokens(engine)
+    progress(f"profile a prefill chunk of {chunk} tokens")
+    found.append(_step_profile(executor, _batch(engine, 1, range(chunk), chunk), roofs, PREFILL, None))
     return Profile(executor.threads, roofs, tuple(found))
 
 
@@ -81,7 +90,7 @@ def _check(engine: Engine, steps: Steps) -> None:
     for count, limit, what, option in (
         (steps.context + half, engine.context_length, "tokens of context", "--context"),
         (
-            steps.chunk,
+            steps.chunk_tokens(engine),
             min(executor.max_tokens, engine.context_length),
             "tokens of a prefill chunk",
             "--chunk",

@@ -20,15 +20,15 @@ def scaled(value: float, unit: str) -> str:
     for factor, prefix in _PREFIXES:
         if abs(value) >= factor:
             return f"{figures(value / factor)} {prefix}{unit}"
-    return f"{figures(value)} {unit}"
+    return f"{figures(value)} {unit}".rstrip()
 
 
 def seconds(value: float) -> str:
-    """Return a time in s, ms or µs."""
-    for factor, unit in ((1.0, "s"), (1e-3, "ms")):
-        if value >= factor:
+    """Return a time in s, ms, µs or ns; a difference can be negative."""
+    for factor, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):
+        if abs(value) >= factor:
             return f"{figures(value / factor)} {unit}"
-    return f"{figures(value * 1e6)} µs"
+    return f"{figures(value * 1e9)} ns"
 
 
 def usd(value: float) -> str:
