@@ -9,15 +9,15 @@ import pytest
 
 from tests.targets.cpu.emulated.emulator import EmulatedKernels
 from tokc.targets.cpu.isa import Isa
-from tokc.targets.cpu.kernels.elementwise import Apply
+from tokc.targets.cpu.kernels.elementwise import Scale
 
 WIDTH = 32
 
 
 @pytest.fixture
-def copy(isa: Isa, load_kernels: Any, align: Callable[..., Any]) -> Callable[[int], Any]:
-    """Return what copies some rows into an array of two."""
-    kernel = Apply(isa, WIDTH, WIDTH, "copy")
+def scale(isa: Isa, load_kernels: Any, align: Callable[..., Any]) -> Callable[[int], Any]:
+    """Return what doubles some rows into an array of two."""
+    kernel = Scale(isa, WIDTH, WIDTH, 2.0)
 
     def run(rows: int) -> Any:
         x, out = align(np.ones((2, WIDTH), np.float32)), align(np.zeros((2, WIDTH), np.float32))
@@ -27,14 +27,14 @@ def copy(isa: Isa, load_kernels: Any, align: Callable[..., Any]) -> Callable[[in
     return run
 
 
-def test_a_write_beside_an_array_is_told(copy: Callable[[int], Any]) -> None:
-    assert copy(2).all()
+def test_a_write_beside_an_array_is_told(scale: Callable[[int], Any]) -> None:
+    assert (scale(2) == 2).all()
     with pytest.raises(AssertionError, match="wrote outside"):
-        copy(3)
+        scale(3)
 
 
 def test_a_crash_is_told(isa: Isa, tmp_path: Path, align: Callable[..., Any]) -> None:
-    kernel = Apply(isa, WIDTH, WIDTH, "copy")
+    kernel = Scale(isa, WIDTH, WIDTH, 2.0)
     x, out = align(np.ones((2, WIDTH), np.float32)), align(np.zeros((2, WIDTH), np.float32))
     kernels = EmulatedKernels([kernel], isa, tmp_path)
     with pytest.raises(AssertionError, match="the emulated program ended with"):
