@@ -4,7 +4,8 @@ from collections.abc import Iterable
 from html import escape
 from importlib.resources import files
 
-from tokc.report import units
+from tokc.cost.profile import Profile
+from tokc.report import kernel_html, kernel_table, units
 from tokc.report.model import Batch, Figure, LedgerRow, Report, TokenCost
 
 _PAGE = """<!doctype html>
@@ -28,6 +29,7 @@ _PAGE = """<!doctype html>
 def render(report: Report) -> str:
     """Return the page."""
     parts = [_head(report), _tiles(report), _costs(report), _speed(report), _bytes(report)]
+    parts += [] if report.profile is None else [_kernels(report.profile)]
     parts += [_ledger(report), _method(report)]
     style = files("tokc.report").joinpath("style.css").read_text()
     title = escape(f"{report.identity.name}: cost of a token")
@@ -173,6 +175,11 @@ def _bytes(report: Report) -> str:
         f"the program's shapes: {units.scaled(total, 'B')} in all. Decoding is mostly a matter of bytes."
     )
     return _section("Bytes of a token", text, '<figure class="bars">\n' + "\n".join(rows) + "\n</figure>")
+
+
+def _kernels(profile: Profile) -> str:
+    text = f"{kernel_table.NOTE} {kernel_table.roofs_stated(profile)}."
+    return _section("Kernels", text, kernel_html.render(profile))
 
 
 def _ledger(report: Report) -> str:

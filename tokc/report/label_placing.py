@@ -59,9 +59,9 @@ class Mark:
     width: float
     height: float
 
-    def touches(self, other: "Mark") -> bool:
-        """Return whether both circles share some room."""
-        return math.hypot(self.x - other.x, self.y - other.y) < self.radius + other.radius
+    def close_to(self, other: "Mark") -> bool:
+        """Return whether no label fits between both circles."""
+        return math.hypot(self.x - other.x, self.y - other.y) < self.radius + other.radius + CLOSE_BY
 
     def joined(self, other: "Mark") -> "Mark":
         """Return a circle around both, labelled with the lines of both."""
@@ -74,16 +74,16 @@ class Mark:
 
 
 def joined(marks: Iterable[Mark]) -> list[Mark]:
-    """Return the marks with those that touch each other made one, so that none does."""
+    """Return the marks with those that are close to each other made one, the longest label first."""
     apart: list[Mark] = []
     for mark in marks:
-        touching = next((other for other in apart if other.touches(mark)), None)
-        while touching is not None:
-            apart.remove(touching)
-            mark = touching.joined(mark)  # noqa: PLW2901 - it grows
-            touching = next((other for other in apart if other.touches(mark)), None)
+        near = next((other for other in apart if other.close_to(mark)), None)
+        while near is not None:
+            apart.remove(near)
+            mark = near.joined(mark)  # noqa: PLW2901 - it grows
+            near = next((other for other in apart if other.close_to(mark)), None)
         apart.append(mark)
-    return apart
+    return sorted(apart, key=lambda mark: (len(mark.lines), mark.radius), reverse=True)
 
 
 def place(
@@ -91,7 +91,7 @@ def place(
 ) -> list[Box | None]:
     """Return a box for each mark's label, as near to it as is free; None where the frame has no room left.
 
-    Labels keep away from everything; the lines that lead to them cross `lines`, but no mark or text if possible.
+    Labels keep away from everything; what leads to them crosses `lines`, but no mark or text if it can.
     """
     circles = [Box.around(mark.x, mark.y, mark.radius) for mark in marks]
     boxes: list[Box | None] = []
@@ -115,12 +115,12 @@ def _any_overlaps(boxes: Iterable[Box], others: Iterable[Box]) -> bool:
 
 
 def leader(mark: Mark, box: Box) -> tuple[Point, Point] | None:
-    """Return the line from a mark's edge to its label, None where that stands close by."""
+    """Return the line from a circle's edge, or from amid several, to the label; None where that is close."""
     x, y = box.nearest(mark.x, mark.y)
     away = math.hypot(x - mark.x, y - mark.y)
     if away <= mark.radius + CLOSE_BY:
         return None
-    part = mark.radius / away
+    part = mark.radius / away if len(mark.lines) == 1 else 0.0
     return (mark.x + (x - mark.x) * part, mark.y + (y - mark.y) * part), (x, y)
 
 

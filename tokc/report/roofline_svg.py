@@ -42,7 +42,7 @@ class Axes:
             math.floor(math.log10(min(xs))),
             math.ceil(math.log10(max(xs) * 1.5)),
             math.floor(math.log10(min([*ys, peak / 100]))),
-            math.log10(max([*ys, peak]) * 2.2),
+            math.log10(max([*ys, peak]) * 3.5),
         )
 
     def x(self, intensity: float) -> float:
