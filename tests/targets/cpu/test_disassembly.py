@@ -63,8 +63,11 @@ def test_a_hot_loop_calls_nothing_and_multiplies_more_than_it_has_instructions(l
 
 
 @pytest.mark.parametrize("loop", LOOPS)
-def test_loops_for_avx512_spill_nothing(loop: str) -> None:
-    assert hot(loop, "avx512-vnni").counts(LOOPS[loop].products).spills == 0
+def test_loops_for_avx512_keep_what_they_add_up_in_registers(loop: str) -> None:
+    """None spills where operands lie ready; where they are unpacked, one instruction in twenty may."""
+    counts = hot(loop, "avx512-vnni").counts(LOOPS[loop].products)
+    unpacks = LOOPS[loop].packed and LOOPS[loop].products is DOT_PRODUCT
+    assert counts.spills <= (counts.total // 20 if unpacks else 0), counts
 
 
 def test_a_third_of_the_instructions_of_many_rows_on_avx512_are_dot_products() -> None:
