@@ -60,13 +60,14 @@ class Launch:
 
 @dataclass(frozen=True)
 class Plan:
-    """A whole step of the model, in running order."""
+    """A whole step of the model, in running order; `probes` are no part of it, a bench launches them."""
 
     limits: Mapping[str, int]
     kernels: tuple[str, ...]
     buffers: tuple[Buffer, ...]
     launches: tuple[Launch, ...]
     arena_bytes: int = 0
+    probes: tuple[Launch, ...] = ()
 
     def with_arena(self, offsets: Mapping[str, int], arena_bytes: int) -> "Plan":
         """Return the plan with each arena buffer placed."""
@@ -95,6 +96,9 @@ class Plan:
             "kernels": list(self.kernels),
             "buffers": [asdict(buffer) for buffer in self.buffers],
             "launches": launches,
+            "probes": [
+                {"kernel": kernel_index[probe.kernel], "work": probe.work.to_json()} for probe in self.probes
+            ],
         }
 
     def __str__(self) -> str:

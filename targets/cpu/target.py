@@ -1,11 +1,14 @@
 """The CPU target: its devices, its default passes, and the way from a program to code."""
 
+from dataclasses import replace
+
 from tokc.ir.program import Program
 from tokc.runtime.manifest import TargetInfo
 from tokc.targets.base import Device, Limits, Lowered, Precision, Target
 from tokc.targets.cpu.codegen import compile_kernels
 from tokc.targets.cpu.emit import emit
 from tokc.targets.cpu.isa import ISAS, host_isa, runnable_isas
+from tokc.targets.cpu.kernels.peak import peaks
 from tokc.targets.cpu.link import link
 from tokc.targets.memory import plan_memory
 
@@ -47,7 +50,13 @@ def lower(program: Program, device: str, limits: Limits) -> Lowered:
         "context": limits.context,
     }
     plan, kernels, weights = emit(program, isa, bounds)
-    plan = plan_memory(plan)
+    probes = peaks(isa)
+    kernels = (*kernels, *probes)
+    plan = replace(
+        plan_memory(plan),
+        kernels=tuple(kernel.symbol for kernel in kernels),
+        probes=tuple(probe.launch for probe in probes),
+    )
     code = compile_kernels(kernels, isa)
     info = TargetInfo(
         kind="cpu",

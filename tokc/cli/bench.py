@@ -61,6 +61,7 @@ def _measure(
     from tokc.cost import profiling
     from tokc.cost.devices import CpuWatch, probe
     from tokc.cost.measure import Bench, measure, peak_rss_bytes
+    from tokc.cost.peaks import peaks_of
     from tokc.report.collect import manifest_sha256
     from tokc.runtime.artifact import Artifact
 
@@ -75,7 +76,8 @@ def _measure(
             say("probe this machine's memory and arithmetic")
             manifest = Artifact.open(artifact, verify=False).manifest
             weights = max(file.bytes for file in manifest.files.values())
-            host = probe(engine.executor, manifest.target.features, weights)
+            peaks = peaks_of(artifact, engine.executor)
+            host = probe(engine.executor, manifest.target.features, weights, peaks)
             profile = None if steps is None else profiling.profile(engine, host, steps, say)
             foreign = watch.foreign_share()
     return Bench(

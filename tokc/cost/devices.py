@@ -7,13 +7,17 @@ from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from tokc.cost.launch_work import F32, INT8
+
 PROBE_BYTES = 1 << 28
 PROBE_REPEATS = 5
 MATMUL_SIZE = 1024
+MATMUL_HOW = f"f32 matmul of {MATMUL_SIZE} by numpy"
 # Multiply-adds of 8-bit integers for one of f32, by instruction set; the first that the CPU has.
 INT8_SPEEDUP: Mapping[str, float] = {
     "amx_int8": 32.0,  # tdpbusd
@@ -27,10 +31,10 @@ INT8_SPEEDUP: Mapping[str, float] = {
 
 @dataclass(frozen=True)
 class Host:
-    """A machine; rates are per second over all usable cores.
+    """A machine; rates are per second over the threads that were measured, by default one a core.
 
-    `read_bytes_per_s` and `f32_flops_per_s` are measured as `how` says; `int8_flops_per_s` is predicted
-    from the latter and the CPU's instructions.
+    All are measured as `how` says; `int8_flops_per_s` is predicted from the f32 rate and the CPU's
+    instructions where no artifact's kernels could measure it.
     """
 
     cpu: str
@@ -54,22 +58,29 @@ class ReadsMemory(Protocol):
 
 
 def probe(
-    executor: object = None, uses: Collection[str] | None = None, size_bytes: int = PROBE_BYTES
+    executor: object = None,
+    uses: Collection[str] | None = None,
+    size_bytes: int = PROBE_BYTES,
+    peaks: Mapping[str, float] = MappingProxyType({}),
 ) -> Host:
     """Measure this machine for about a second; an executor that can, reads memory with its own threads.
 
     `uses` names the instruction sets of the kernels whose arithmetic is predicted, None for all of them;
-    `size_bytes` is what is read, best as much as the weights, since what a cache holds is read faster.
+    `size_bytes` is what is read, best as much as the weights, since what a cache holds is read faster;
+    `peaks` is what `measure_peaks` found; without it numpy's matmul stands in, a lower bound.
     """
     if isinstance(executor, ReadsMemory):
         bandwidth = executor.read_bandwidth(size_bytes)
         how = f"{size_bytes / 1e6:.0f} MB read by the artifact's own threads"
     else:
         bandwidth, how = _numpy_bandwidth(), "read by numpy, a lower bound"
-    flops = _matmul_flops()
+    measured = "multiply-adds of {} in the artifact's own threads' registers"
+    f32, int8 = peaks.get(F32), peaks.get(INT8)
+    flops, f32_how = (_matmul_flops(), MATMUL_HOW) if f32 is None else (f32, measured.format(F32))
     features = cpu_features()
     used = features if uses is None else features & set(uses)
     speedup = next((factor for name, factor in INT8_SPEEDUP.items() if name in used), 1.0)
+    int8_how = f"int8 taken as {speedup:.3g} times that" if int8 is None else "int8 likewise"
     return Host(
         cpu=cpu_name(),
         arch=platform.machine(),
@@ -78,8 +89,8 @@ def probe(
         instructions=tuple(name for name in (*INT8_SPEEDUP, "avx512f", "fma", "f16c") if name in features),
         read_bytes_per_s=bandwidth,
         f32_flops_per_s=flops,
-        int8_flops_per_s=flops * speedup,
-        how=f"{how}; f32 matmul of {MATMUL_SIZE} by numpy; int8 taken as {speedup:.3g} times that",
+        int8_flops_per_s=flops * speedup if int8 is None else int8,
+        how=f"{how}; {f32_how}; {int8_how}",
     )
 
 

@@ -22,17 +22,16 @@ DECODE, PREFILL = "decode", "prefill"
 
 @dataclass(frozen=True)
 class Roofs:
-    """What the threads of the profile can do at most: memory and f32 measured, int8 predicted (`Host`)."""
+    """What the threads of the profile can do at most, as `Host` states it."""
 
     read_bytes_per_s: float
     f32_flops_per_s: float
     int8_flops_per_s: float
 
     @classmethod
-    def of(cls, host: Host, threads: int) -> "Roofs":
-        """Return the roofs of `threads`: their own bandwidth, and their part of the cores' arithmetic."""
-        part = min(1.0, threads / host.cores)
-        return cls(host.read_bytes_per_s, part * host.f32_flops_per_s, part * host.int8_flops_per_s)
+    def of(cls, host: Host) -> "Roofs":
+        """Return the roofs of a host that was probed with the same threads."""
+        return cls(host.read_bytes_per_s, host.f32_flops_per_s, host.int8_flops_per_s)
 
     def peak(self, arithmetic: str) -> float:
         """Return the FLOPs a second that int8 or f32 arithmetic reaches at most."""

@@ -71,7 +71,7 @@ def profile(engine: Engine, host: Host, steps: Steps, progress: Callable[[str], 
     for count in steps.batches:
         progress(f"time the engine at batch {count}, {steps.context} tokens of context")
         engine_s[count] = _engine_s(engine, count, steps.context)
-    roofs = Roofs.of(host, executor.threads)
+    roofs = Roofs.of(host)
     found = []
     for count in steps.batches:
         progress(f"profile a decode step of {count} with {steps.context} tokens of context")
