@@ -1,7 +1,8 @@
-"""Load a model and make one token, as a user of each program would: `cold_start.py PROGRAM MODEL THREADS`.
+"""Load a model and make one token, as a user of each program would: `-P cold_start.py PROGRAM MODEL THREADS`.
 
-Runs in the program's own environment and imports nothing else; prints the seconds since its parent's
-BENCH_START, by the clock that all processes share.
+Runs in the program's own environment and imports nothing else (without -P, transformers would take kernels.py
+beside this file for a package of that name); prints the seconds since its parent's BENCH_START, by the clock
+that all processes share.
 """
 
 import json
@@ -29,10 +30,11 @@ def llamacpp(path: str, threads: int) -> str:
 
 
 def openvino(path: str, threads: int) -> str:
-    """Make a token with OpenVINO GenAI."""
+    """Make a token with OpenVINO GenAI, which keeps a compiled model beside the exported one."""
     import openvino_genai
 
-    pipeline = openvino_genai.LLMPipeline(path, "CPU", INFERENCE_NUM_THREADS=threads)
+    settings = {"INFERENCE_NUM_THREADS": threads, "CACHE_DIR": f"{path}.cache", "ATTENTION_BACKEND": "SDPA"}
+    pipeline = openvino_genai.LLMPipeline(path, "CPU", **settings)
     return str(pipeline.generate(PROMPT, max_new_tokens=1, do_sample=False, apply_chat_template=False))
 
 

@@ -77,6 +77,7 @@ class Bench:
                 path = self.model(program, row.model)
                 words = [
                     self._runtime(program),
+                    "-P",
                     "bench/cold_start.py",
                     program.name,
                     str(path),
