@@ -6,6 +6,7 @@ from pathlib import Path
 from tokc.cost import records
 from tokc.cost.devices import Host
 from tokc.cost.measure import Bench, Point
+from tokc.cost.profile import KernelTime, Profile, Roofs, StepProfile, Work
 from tokc.cost.spread import Spread
 from tokc.report.collect import bench_path, manifest_sha256
 from tokc.runtime.manifest import FileInfo, KvInfo, LimitsInfo, Manifest, ModelInfo, TargetInfo
@@ -20,6 +21,51 @@ HOST = Host(
     f32_flops_per_s=181e9,
     int8_flops_per_s=724e9,
     how="read by the artifact's own threads; f32 matmul of 1024 by numpy; int8 taken as 4 times that",
+)
+ROOFS = Roofs.of(HOST)
+
+
+def kernel_time(op: str, kernel: str, seconds: float, work: Work, share: float) -> KernelTime:
+    """Return a kernel that ran once and was not waited for long."""
+    least_s, roof = ROOFS.bound(work)
+    return KernelTime(op, kernel, 1, seconds, seconds / 50, share, work, least_s, roof)
+
+
+KERNELS = (
+    kernel_time("QuantLinear", "quant_linear_960x576_q4", 1.2e-3, Work("int8", 2e8, 5.6e7, 5.5e7), 0.6),
+    kernel_time("QuantLinear", "quant_linear_576x576_q4", 4e-4, Work("int8", 6.4e7, 1.8e7, 1.8e7), 0.2),
+    kernel_time("PagedAttention", "attention_f16", 3e-4, Work("f32", 1.1e7, 3.8e6, 3.7e6), 0.15),
+    kernel_time("AddRmsNorm", "norm", 9e-5, Work("f32", 1.7e5, 6e5, 2e3), 0.045),
+    kernel_time("Gather", "gather", 1e-6, Work("f32", 0.0, 4e3, 0.0), 0.005),
+)
+PROFILE = Profile(
+    threads=2,
+    roofs=ROOFS,
+    steps=(
+        StepProfile(
+            step="decode",
+            sequences=1,
+            tokens=1,
+            context=160,
+            kernels=KERNELS,
+            kernels_s=1.99e-3,
+            barriers_s=4e-5,
+            step_s=Spread(2.0e-3, 1.9e-3, 2.4e-3, 200),
+            profiled_s=Spread(2.08e-3, 2.0e-3, 2.5e-3, 200),
+            engine_s=Spread(2.2e-3, 2.1e-3, 2.3e-3, 5),
+        ),
+        StepProfile(
+            step="prefill",
+            sequences=1,
+            tokens=512,
+            context=512,
+            kernels=KERNELS,
+            kernels_s=0.12,
+            barriers_s=2e-3,
+            step_s=Spread(0.125, 0.12, 0.13, 7),
+            profiled_s=Spread(0.126, 0.12, 0.13, 7),
+        ),
+    ),
 )
 PIPELINE = (
     "fold-constants,eliminate-dead-code,fuse-linear,fuse-attention,fuse-qkv,fuse-gate-up,"

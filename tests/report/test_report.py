@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from tests.report.sample import HOST, write_artifact, write_bench
+from tests.report.sample import HOST, PROFILE, write_artifact, write_bench
 from tokc.cost import records
 from tokc.cost.prices import parse_price
 from tokc.errors import TokcError
-from tokc.report import collect, html, terminal, units
+from tokc.report import collect, html, kernel_terminal, terminal, units
 from tokc.report.model import Report
 
 TODAY = date(2026, 11, 24)
@@ -115,6 +115,32 @@ def test_figures_have_three_digits_and_no_exponent(value: float, text: str) -> N
 
 def test_times_take_the_unit_that_fits() -> None:
     assert [units.seconds(value) for value in (1.5, 0.094, 34e-6)] == ["1.50 s", "94.0 ms", "34.0 µs"]
+
+
+def test_a_profile_is_a_section_of_the_page(report: Report) -> None:
+    assert "<h2>Kernels</h2>" not in html.render(report)
+    page = html.render(replace(report, profile=PROFILE))
+    _Balanced().feed(page)
+    assert not re.search(r"(src|href)=|@import|url\(|<script", page)
+    for part in (
+        "<h2>Kernels</h2>",
+        "QuantLinear 960x576 q4",
+        "waiting at barriers",
+        "outside the step",
+        "<svg xmlns",
+    ):
+        assert part in page
+
+
+def test_the_terminal_shows_a_profiles_kernels_and_parts() -> None:
+    out = io.StringIO()
+    Console(file=out, width=130).print(kernel_terminal.render(PROFILE))
+    text = out.getvalue()
+    rows = [" ".join(line.split()) for line in text.splitlines()]
+    assert "PagedAttention 1 300 µs 6.00 µs 15.0% 3.80 MB 12.7 26% 11.0 M 36.7 20% f32 memory" in rows
+    assert "outside the step 200 µs 10.0% engine less the step" in rows
+    for part in ("47.9 GB/s", "least time by the roofs", "Prefill, a chunk of 512 tokens"):
+        assert part in text
 
 
 class _Balanced(HTMLParser):

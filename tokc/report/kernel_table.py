@@ -21,8 +21,8 @@ HEADS = (
 )
 NOTE = (
     "Measured: time in the kernel, waiting for other threads after it, share of both in the step (medians of "
-    "means over threads). Counted: bytes and FLOPs, int8 operations among them. What a cache holds moves faster "
-    "than memory: activations, and weights where it is as large."
+    "means over threads). Counted: bytes and FLOPs, int8 operations among them. What a cache holds can move "
+    "faster than memory: activations, and weights where it is as large."
 )
 
 
