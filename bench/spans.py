@@ -69,8 +69,8 @@ class Span:
         return [self.kind, *(str(n) for n in (self.sequences, self.prompt, self.tokens, self.repeats))]
 
 
-def measure(side: Side, span: Span) -> tuple[float, list[float]]:
-    """Return the best figure and that of each repeat: tokens a second, or the ratio of two steps."""
+def measure(side: Side, span: Span) -> tuple[float, list[Any]]:
+    """Return the best figure and its repeats: tokens a second; of verify a ratio, and both steps' seconds."""
     random = np.random.default_rng(0)
     match span.kind:
         case "prefill":
@@ -82,7 +82,7 @@ def measure(side: Side, span: Span) -> tuple[float, list[float]]:
         case "verify":
             pairs = _verify(side, span, random)
             best = min(many for _, many in pairs) / min(one for one, _ in pairs)
-            return best, [many / one for one, many in pairs]
+            return best, pairs
 
 
 def _prefill(side: Side, span: Span, random: np.random.Generator) -> list[float]:
