@@ -18,6 +18,7 @@ from tokc.targets.cpu.isa import Isa
 
 GROUP = 32
 L2_BYTES = 1 << 20
+TILES_AT_ONCE = 2
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,8 @@ class QuantLinear:
 
     @property
     def tiles(self) -> int:
-        """Return how many tiles of output rows there are."""
-        return -(-self.n // self.isa.lanes)
+        """Return how many tiles of output rows there are, an even number; the last may be all padding."""
+        return -(-self.n // (TILES_AT_ONCE * self.isa.lanes)) * TILES_AT_ONCE
 
     @property
     def scale_bytes(self) -> int:
@@ -82,11 +83,6 @@ class QuantLinear:
         if self.bits == 4:
             return 8 if self.symmetric else 0
         return 128 if self.isa.dot in {"vpdpbusd", "usdot"} else 0
-
-    @property
-    def unpacks(self) -> bool:
-        """Return whether many rows unpack a tile of weights first."""
-        return self.isa.amx or self.bits == 4
 
     def build(self) -> Any:
         """Return the PrimFunc."""

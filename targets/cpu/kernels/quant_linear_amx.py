@@ -13,16 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 from tvm.tirx.script.builder import ir as T
 
-from tokc.targets.cpu.kernels.quant_linear import GROUP
-from tokc.targets.cpu.kernels.tir import Expr, registers, zeros
+from tokc.targets.cpu.kernels.quant_linear import GROUP, L2_BYTES
+from tokc.targets.cpu.kernels.tir import Expr, ramp, registers, splat, stack, zeros
 
 if TYPE_CHECKING:
+    from tokc.targets.cpu.kernels.quant_linear_stream import Stream
     from tokc.targets.cpu.kernels.quant_linear_tile import Body
 
+QUADS = GROUP // 4
 ROWS = 16
 ROW_BYTES = 64
 SUMS, ACTIVATIONS, WEIGHTS = 0, 4, 6
-SHAPES = {SUMS: (ROWS, ROW_BYTES), ACTIVATIONS: (ROWS, GROUP), WEIGHTS: (GROUP // 4, ROW_BYTES)}
+SHAPES = {SUMS: (ROWS, ROW_BYTES), ACTIVATIONS: (ROWS, GROUP), WEIGHTS: (QUADS, ROW_BYTES)}
 
 
 def instruction(name: str, *operands: Any) -> None:
@@ -45,37 +47,79 @@ def with_matrix_unit() -> Iterator[None]:
     instruction("tilerelease")
 
 
-def matrix_tile(body: "Body", tile: Expr, row: Expr) -> None:
-    """Compute 16 rows of one weight tile, unpacked and signed.
+class Matrix:
+    """Builds the statements for many rows; a whole weight tile lies unpacked and signed on the stack."""
 
-    The sums of a group go through memory, which they leave one group later: a load waits for a tile's store.
-    """
-    spec, lanes = body.spec, body.lanes
-    total = registers(ROWS, lanes, "float32")
-    sums = body.products_of_tile
+    least_rows = ROWS
 
-    def multiply(group: Expr) -> None:
-        activations = body.xq[row * (spec.k // 4) + group * (GROUP // 4)]
-        weights = body.unpacked[group * (GROUP * lanes)]
-        result = sums[group % 2 * (ROWS * lanes)]
-        instruction("tileloadd64", WEIGHTS, T.address_of(weights), T.int64(ROW_BYTES))
-        instruction("tileloadd64", ACTIVATIONS, T.address_of(activations), T.int64(spec.k))
-        instruction("tilezero", SUMS)
-        instruction("tdpbssd", SUMS, ACTIVATIONS, WEIGHTS)
-        instruction("tilestored64", SUMS, T.address_of(result), T.int64(ROW_BYTES))
+    def __init__(self, body: "Body", stream: "Stream") -> None:
+        """Make room on the stack."""
+        self.body, self.spec, self.stream, self.lanes = body, body.spec, stream, body.lanes
+        self.unpacked = stack(self.spec.k * self.lanes, "uint8")
+        self.products = stack(8 * ROWS * self.lanes, "int32")
 
-    def accumulate(group: Expr) -> None:
-        scale, offset = body.scale_and_offset(tile, group)
+    def emit(self) -> None:
+        """Walk this thread's share of (block of rows that fits in L2, weight tile)."""
+        rows, tiles = self.body.arguments.rows, self.spec.tiles
+        block = max(64, min(512, L2_BYTES // self.spec.k) // ROWS * ROWS)
+        items = T.Bind((rows + block - 1) // block * tiles)
+        with self.body.arguments.share(items) as item:
+            tile, first = T.Bind(item % tiles), T.Bind(item // tiles * block)
+            count = T.Bind(T.min(rows - first, block))
+            with T.If(count >= ROWS):
+                with T.Then():
+                    self.rows_of(tile, first, count)
+                with T.Else():
+                    self.stream.rows_of(tile, first, count)
+
+    def rows_of(self, tile: Expr, first: Expr, count: Expr) -> None:
+        """Compute a block of rows; the last tile of rows overlaps the one before it."""
+        self.unpack(tile)
+        with with_matrix_unit(), T.serial(0, (count + ROWS - 1) // ROWS) as at:
+            self.tile(tile, T.Bind(first + T.min(at * ROWS, count - ROWS)))
+
+    def unpack(self, tile: Expr) -> None:
+        """Write the tile's quants less their zero to the stack, in the order of the int8 layout."""
+        width = 4 * self.lanes
+        zero = splat(T.uint8(self.spec.stored_zero), width)
+        with T.serial(0, self.spec.groups) as group:
+            self.stream.fetch(tile, group, once=False)
+            for quants, quad in self.body.packed_quads(tile, group):
+                place = (group * QUADS + quad) * width
+                T.buffer_store(self.unpacked, quants - zero, [ramp(place, width)])
+
+    def tile(self, tile: Expr, row: Expr) -> None:
+        """Compute 16 rows of one weight tile.
+
+        The sums of a group go through memory, which they leave one group later: a load waits for a tile's
+        store.
+        """
+        body, spec, lanes = self.body, self.spec, self.lanes
+        total = registers(ROWS, lanes, "float32")
+        sums = self.products
+
+        def multiply(group: Expr) -> None:
+            activations = body.xq[row * (spec.k // 4) + group * QUADS]
+            weights = self.unpacked[group * (GROUP * lanes)]
+            result = sums[group % 2 * (ROWS * lanes)]
+            instruction("tileloadd64", WEIGHTS, T.address_of(weights), T.int64(ROW_BYTES))
+            instruction("tileloadd64", ACTIVATIONS, T.address_of(activations), T.int64(spec.k))
+            instruction("tilezero", SUMS)
+            instruction("tdpbssd", SUMS, ACTIVATIONS, WEIGHTS)
+            instruction("tilestored64", SUMS, T.address_of(result), T.int64(ROW_BYTES))
+
+        def accumulate(group: Expr) -> None:
+            scale, offset = body.scale_and_offset(tile, group)
+            for i in range(ROWS):
+                part = sums[T.Ramp(group % 2 * (ROWS * lanes) + i * lanes, 1, lanes)]
+                total[i] = body.accumulate(total[i], part, scale, offset, row + i, group)
+
         for i in range(ROWS):
-            part = sums[T.Ramp(group % 2 * (ROWS * lanes) + i * lanes, 1, lanes)]
-            total[i] = body.accumulate(total[i], part, scale, offset, row + i, group)
-
-    for i in range(ROWS):
-        total[i] = zeros(lanes)
-    multiply(T.int32(0))
-    with T.serial(0, spec.groups - 1) as group:
-        multiply(group + 1)
-        accumulate(group)
-    accumulate(T.int32(spec.groups - 1))
-    for i in range(ROWS):
-        body.store(total[i], tile, row + i)
+            total[i] = zeros(lanes)
+        multiply(T.int32(0))
+        with T.serial(0, spec.groups - 1) as group:
+            multiply(group + 1)
+            accumulate(group)
+        accumulate(T.int32(spec.groups - 1))
+        for i in range(ROWS):
+            body.store(total[i], tile, row + i)

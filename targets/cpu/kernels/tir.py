@@ -103,6 +103,12 @@ def prefetch(place: Expr) -> None:
     T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", *arguments))
 
 
+def prefetch_once(place: Expr) -> None:
+    """Ask for the cache line of what is read once, past the outer caches (prefetchnta); never faults."""
+    arguments = T.address_of(place), T.int32(0), T.int32(0), T.int32(1)
+    T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", *arguments))
+
+
 def dot_u8(isa: Isa, total: Expr, weights: Expr, activations: Expr) -> Expr:
     """Add to each i32 lane of `total` four products of unsigned `weights` and signed `activations`.
 

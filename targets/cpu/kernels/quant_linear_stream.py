@@ -1,0 +1,128 @@
+"""The quantized linear kernel for few rows: weights come once from memory and are unpacked in registers.
+
+Up to `most_rows` rows, a thread's share of tiles is cut into two equal runs that are read side by side: the
+CPU's prefetchers stop at the end of a 4 KiB page, and one stream alone leaves a part of the memory's
+bandwidth unused. More rows take one tile of weights at a time, several times.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from tvm.tirx.script.builder import ir as T
+
+from tokc.targets.cpu.kernels.quant_linear import GROUP
+from tokc.targets.cpu.kernels.tir import Expr, prefetch, prefetch_once, registers, splat, zeros
+
+if TYPE_CHECKING:
+    from tokc.targets.cpu.kernels.quant_linear_tile import Body
+
+QUADS = GROUP // 4
+LINE_BYTES = 64
+STREAMS = 2
+AHEAD_BYTES, AHEAD_BYTES_ONCE = 16384, 12288
+
+
+class Stream:
+    """Builds the statements for this thread's tiles [low, high)."""
+
+    def __init__(self, body: "Body") -> None:
+        """Declare registers."""
+        self.body, self.spec, self.lanes = body, body.spec, body.lanes
+        self.most = self.spec.isa.accumulators
+        count = max(self.most, STREAMS * self.most_rows)
+        self.total = registers(count, self.lanes, "float32")
+        self.sums = registers(count, self.lanes, "int32")
+        self.pairs = registers(count, 2 * self.lanes, "int16") if body.pairwise else None
+        tiles, arguments = self.spec.tiles, body.arguments
+        self.low = T.Bind(tiles * arguments.tid // arguments.threads)
+        self.high = T.Bind(tiles * (arguments.tid + 1) // arguments.threads)
+        self.last = T.Bind(self.high * self.spec.tile_bytes - LINE_BYTES)
+
+    @property
+    def most_rows(self) -> int:
+        """Return how many rows are computed exactly, with every weight read once."""
+        return self.most // 2 if self.body.pairwise else self.most * 3 // 4
+
+    def emit(self) -> None:
+        """Compute all rows of the thread's tiles."""
+        rows = self.body.arguments.rows
+        for count in range(1, self.most_rows + 1):
+            with T.If(rows == count), T.Then():
+                self.side_by_side(count)
+        with T.If(rows > self.most_rows), T.Then(), T.serial(self.low, self.high) as tile:
+            self.rows_of(tile, T.int32(0), rows)
+
+    def side_by_side(self, count: int) -> None:
+        """Compute `count` rows, two tiles at a time."""
+        length = T.Bind((self.high - self.low) // STREAMS)
+        with T.serial(0, length) as at:
+            self.tile([T.Bind(self.low + i * length + at) for i in range(STREAMS)], T.int32(0), count)
+        with T.serial(self.low + length * STREAMS, self.high) as tile:
+            self.tile([tile], T.int32(0), count)
+
+    def rows_of(self, tile: Expr, first: Expr, count: Expr) -> None:
+        """Compute the rows [first, first + count) of one tile, in pieces that halve at the end."""
+        done, piece = first, self.most
+        while piece:
+            pieces = T.Bind((first + count - done) // piece)
+            with T.serial(0, pieces) as at:
+                self.tile([tile], T.Bind(done + at * piece), piece, once=False)
+            done = T.Bind(done + pieces * piece)
+            piece //= 2
+
+    def tile(self, tiles: Sequence[Expr], row: Expr, count: int, *, once: bool = True) -> None:
+        """Compute `count` rows of some weight tiles, which are read `once` or again by other rows."""
+        body, width = self.body, len(tiles)
+        for i in range(count * width):
+            self.total[i] = zeros(self.lanes)
+        with T.serial(0, self.spec.groups) as group:
+            for tile in tiles:
+                self.fetch(tile, group, once=once)
+            self.integer_sums(tiles, row, count, group)
+            for j, tile in enumerate(tiles):
+                scale, offset = body.scale_and_offset(tile, group)
+                for i in range(count):
+                    at = i * width + j
+                    self.total[at] = body.accumulate(
+                        self.total[at], self.sums[at], scale, offset, row + i, group
+                    )
+        for i in range(count):
+            for j, tile in enumerate(tiles):
+                body.store(self.total[i * width + j], tile, row + i)
+
+    def integer_sums(self, tiles: Sequence[Expr], row: Expr, count: int, group: Expr) -> None:
+        """Leave the group's exact integer sums in `sums`."""
+        body, spec, width = self.body, self.spec, len(tiles)
+        in_pairs = self.pairs if spec.bits == 4 else None
+        for i in range(count):
+            for j in range(width):
+                if in_pairs is not None:
+                    in_pairs[i * width + j] = zeros(2 * self.lanes, "int16")
+                else:
+                    self.sums[i * width + j] = body.correction((row + i) * spec.groups + group)
+        for vectors in zip(*(body.packed_quads(tile, group) for tile in tiles), strict=True):
+            for i in range(count):
+                at = (row + i) * (spec.k // 4) + group * QUADS + vectors[0][1]
+                x = splat(body.xq[at], self.lanes)
+                for j, (quants, _) in enumerate(vectors):
+                    body.multiply(i * width + j, quants, x, self.sums, self.pairs)
+        if in_pairs is not None:
+            for i in range(count):
+                for j in range(width):
+                    correction = body.correction((row + i) * spec.groups + group)
+                    self.sums[i * width + j] = correction + body.widened(in_pairs[i * width + j])
+
+    def fetch(self, tile: Expr, group: Expr, *, once: bool) -> None:
+        """Ask for the packed weights that this thread reads later, in equal parts a group.
+
+        Weights that are read once pass L2 by: what they would push out of it costs bandwidth.
+        """
+        spec = self.spec
+        part = spec.tile_bytes // spec.groups
+        for line in range(0, part, LINE_BYTES):
+            ahead = AHEAD_BYTES_ONCE if once else AHEAD_BYTES
+            place = self.body.w[T.min(tile * spec.tile_bytes + group * part + (ahead + line), self.last)]
+            if once:
+                prefetch_once(place)
+            else:
+                prefetch(place)
