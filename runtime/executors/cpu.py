@@ -309,7 +309,8 @@ def _let_go(tensor: npt.NDArray[Any]) -> None:
 
 def _anonymous(size: int, *, huge: bool = False) -> npt.NDArray[np.uint8]:
     """Return zeroed memory, on huge pages if wanted and to be had; untouched pages cost nothing."""
-    memory = mmap.mmap(-1, size)
+    # Shared memory, Python's default, is the kernel's shmem: without a setting of its own it gets none.
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if huge and hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(memory, np.uint8)
