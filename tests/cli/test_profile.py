@@ -68,6 +68,7 @@ def test_the_parts_make_up_the_step(profile: Any) -> None:
         assert sum(kernel["share"] for kernel in step["kernels"]) == pytest.approx(1, abs=0.2)
         assert step["kernels_s"] + step["barriers_s"] < step["profiled_s"]["greatest"]
         assert step["step_s"]["least"] <= step["step_s"]["median"] <= step["step_s"]["greatest"]
+        assert step["edges_s"] > 0
         assert (step["engine_s"] is None) == (step["step"] == "prefill")
 
 

@@ -106,9 +106,9 @@ class KernelTime:
 class StepProfile:
     """One step: a token of each of `sequences` with `context` tokens, or a prefill chunk of one sequence.
 
-    `step_s` is the executor's own wall time, `profiled_s` the same with every kernel timed; `engine_s` is the
-    engine's time per token of each sequence, the step, scheduling, sampling and text included, None for a
-    chunk.
+    `edges_s` is what starting and ending the profiled step takes, beside its kernels and barriers. `step_s`
+    is the executor's own wall time, `profiled_s` the same with every kernel timed. `engine_s` is the engine's
+    time per token of each sequence (the step, scheduling, sampling and text), None for a chunk.
     """
 
     step: str
@@ -118,6 +118,7 @@ class StepProfile:
     kernels: tuple[KernelTime, ...]
     kernels_s: float
     barriers_s: float
+    edges_s: float
     step_s: Spread
     profiled_s: Spread
     engine_s: Spread | None = None

@@ -152,7 +152,8 @@ def _step_profile(
 ) -> StepProfile:
     plain, profiled, seconds = _repeat(executor, batch)
     kernels = summarize(executor.plan, batch, seconds, roofs)
-    kernels_s, barriers_s = np.median(seconds.sum(axis=1), axis=0)
+    sums = seconds.sum(axis=1)
+    kernels_s, barriers_s = np.median(sums, axis=0)
     return StepProfile(
         step=step,
         sequences=len(batch.block_tables),
@@ -161,6 +162,7 @@ def _step_profile(
         kernels=kernels,
         kernels_s=float(kernels_s),
         barriers_s=float(barriers_s),
+        edges_s=float(np.median(np.array(profiled) - sums.sum(axis=1))),
         step_s=Spread.of(plain),
         profiled_s=Spread.of(profiled),
         engine_s=engine_s,

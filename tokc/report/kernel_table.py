@@ -75,12 +75,11 @@ def _cells(kernel: KernelTime, roofs: Roofs) -> tuple[str, ...]:
 
 def totals(step: StepProfile) -> list[tuple[str, float, str]]:
     """Return the parts of the step: a name, seconds, and what that is."""
-    rest_s = step.profiled_s.median - step.kernels_s - step.barriers_s
     repeated = f"median of {step.step_s.repetitions}"
     rows = [
         ("kernels", step.kernels_s, "measured, sum"),
         ("waiting at barriers", step.barriers_s, "measured, sum"),
-        ("starting and ending the step", rest_s, "profiled step less both"),
+        ("starting and ending the step", step.edges_s, "profiled step less both, median"),
         ("profiled step", step.profiled_s.median, f"measured, {repeated}"),
         ("step without the profiler", step.step_s.median, f"measured, {repeated}"),
         ("the profiler's part", step.profiler_s, "difference of both"),
