@@ -14,6 +14,7 @@ from tvm.tirx.script.builder import ir as T
 
 from tokc.targets.cpu.kernels.quant_linear import GROUP, TILES_AT_ONCE
 from tokc.targets.cpu.kernels.tir import Expr, prefetch, ramp, registers, splat, stack, zeros
+from tokc.targets.cpu.kernels.vector_math import keep
 
 if TYPE_CHECKING:
     from tokc.targets.cpu.kernels.quant_linear_tile import Body
@@ -22,6 +23,7 @@ QUADS = GROUP // 4
 LINE_BYTES = 64
 MOST_ROWS = 512
 MOST_PART_GROUPS = 24
+REST_ROWS = (4, 2, 1)
 
 
 class Block:
@@ -52,19 +54,21 @@ class Block:
         blocks = T.Bind((rows + MOST_ROWS - 1) // MOST_ROWS)
         block = T.Bind((rows + blocks * step - 1) // (blocks * step) * step)
         with arguments.share(blocks * spans) as item:
-            first, span = T.Bind(item // spans * block), T.Bind(item % spans)
-            count = T.Bind(T.max(0, T.min(rows - first, block)))
+            first, span = keep(item // spans * block), keep(item % spans)
+            count = keep(T.max(0, T.min(rows - first, block)))
             with T.serial(0, self.parts) as part:
-                begin = T.Bind(part * self.size)
-                end = T.Bind(T.min(begin + self.size, self.spec.groups))
+                begin = keep(part * self.size)
+                end = keep(T.min(begin + self.size, self.spec.groups))
                 self.unpack(span, begin, end)
                 with T.serial(0, count // step) as at:
                     self.fetch(span, begin, (at, count // step))
-                    self.tile(span, T.Bind(first + at * step), step, (begin, end))
-                done = T.Bind(count // step * step)
-                for rest in range(1, step):
-                    with T.If(count - done == rest), T.Then():
-                        self.tile(span, T.Bind(first + done), rest, (begin, end))
+                    self.tile(span, keep(first + at * step), step, (begin, end))
+                done = keep(first + count // step * step)
+                for rest in REST_ROWS:
+                    left = keep(first + count - done)
+                    with T.If(left >= rest), T.Then():
+                        self.tile(span, done, rest, (begin, end))
+                    done = keep(T.Select(left >= rest, done + rest, done))
 
     def unpack(self, span: Expr, begin: Expr, end: Expr) -> None:
         """Write the part's quants and scales to the stack: [group, tile, quad] and [group, tile] vectors."""

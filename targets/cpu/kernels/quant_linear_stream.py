@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from tvm.tirx.script.builder import ir as T
 
-from tokc.targets.cpu.kernels.quant_linear import GROUP
+from tokc.targets.cpu.kernels.quant_linear import GROUP, TILES_AT_ONCE
 from tokc.targets.cpu.kernels.tir import Expr, prefetch, prefetch_once, registers, splat, zeros
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 QUADS = GROUP // 4
 LINE_BYTES = 64
-STREAMS = 2
+STREAMS = TILES_AT_ONCE
 AHEAD_BYTES, AHEAD_BYTES_ONCE = 16384, 12288
 
 
@@ -33,9 +33,9 @@ class Stream:
         self.total = registers(count, self.lanes, "float32")
         self.sums = registers(count, self.lanes, "int32")
         self.pairs = registers(count, 2 * self.lanes, "int16") if body.pairwise else None
-        tiles, arguments = self.spec.tiles, body.arguments
-        self.low = T.Bind(tiles * arguments.tid // arguments.threads)
-        self.high = T.Bind(tiles * (arguments.tid + 1) // arguments.threads)
+        spans, arguments = self.spec.tiles // STREAMS, body.arguments
+        self.low = T.Bind(spans * arguments.tid // arguments.threads * STREAMS)
+        self.high = T.Bind(spans * (arguments.tid + 1) // arguments.threads * STREAMS)
         self.last = T.Bind(self.high * self.spec.tile_bytes - LINE_BYTES)
 
     @property
@@ -57,8 +57,6 @@ class Stream:
         length = T.Bind((self.high - self.low) // STREAMS)
         with T.serial(0, length) as at:
             self.tile([T.Bind(self.low + i * length + at) for i in range(STREAMS)], T.int32(0), count)
-        with T.serial(self.low + length * STREAMS, self.high) as tile:
-            self.tile([tile], T.int32(0), count)
 
     def rows_of(self, tile: Expr, first: Expr, count: Expr) -> None:
         """Compute the rows [first, first + count) of one tile, in pieces that halve at the end."""
