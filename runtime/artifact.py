@@ -1,56 +1,44 @@
-"""Opens an artifact: checks every byte against the manifest and maps the weights."""
+"""Opens an artifact: checks every byte against the manifest and brings the weights into memory.
+
+Importing this takes little time, so that reading and checking begin before numpy is there.
+"""
 
 import hashlib
-import json
 import mmap
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import TypedDict
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Self
 
 from tokc.errors import ArtifactRefused
+from tokc.knobs import weights_residence
+from tokc.runtime.background import Background
 from tokc.runtime.manifest import FileInfo, Manifest
+from tokc.runtime.reading import Reading
+
+if TYPE_CHECKING:
+    from tokc.runtime.safetensors import Tensors
 
 MANIFEST = "manifest.json"
 WEIGHTS = "model.safetensors"
-HASH_CHUNK_BYTES = 1 << 24
-HASH_THREADS = 4
 SIGNATURE = "model.sig"
-
-_DTYPES: dict[str, np.dtype[np.generic]] = {
-    "U8": np.dtype(np.uint8),
-    "I8": np.dtype(np.int8),
-    "I32": np.dtype(np.int32),
-    "I64": np.dtype(np.int64),
-    "F16": np.dtype(np.float16),
-    "F32": np.dtype(np.float32),
-}
-
-
-class _Entry(TypedDict):
-    """One tensor in the header of a .safetensors file; offsets count from the header's end."""
-
-    dtype: str
-    shape: list[int]
-    data_offsets: tuple[int, int]
-
-
+# A larger file is checked in a thread of its own; for a smaller one, the thread would take longer to start.
+LARGE_BYTES = 1 << 22
 _DAMAGED = "the artifact is damaged; copy or build it again"
 
 
-@dataclass(frozen=True)
 class Artifact:
-    """A folder that was found to be whole; `path` is where it lies."""
+    """A folder and its manifest; `path` is where it lies."""
 
-    path: Path
-    manifest: Manifest
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        """Take a folder as it is: nothing is checked or read yet."""
+        self.path = path
+        self.manifest = manifest
+        self._checks: list[Callable[[], None]] = []
+        self._reading: Reading | None = None
 
     @classmethod
-    def open(cls, path: str | Path, *, verify: bool = True) -> "Artifact":
+    def open(cls, path: str | Path, *, verify: bool = True) -> Self:
         """Read the manifest and, unless told not to, check the size and hash of every file.
 
         Raises: ArtifactRefused naming the file that is missing, added or changed.
@@ -67,12 +55,39 @@ class Artifact:
             artifact.verify()
         return artifact
 
+    def begin(self, *, verify: bool = True) -> Self:
+        """Read the weights, and check them, while the caller does other work; return itself.
+
+        Small files, the kernels among them, are checked before that. No answer may leave before `finish`.
+        Raises: ArtifactRefused naming the file that is missing, added or changed.
+        """
+        if verify:
+            self._check_names()
+        if weights_residence() == "huge-pages" and WEIGHTS in self.manifest.files:
+            self._begin_reading(hashed=verify)
+        if verify:
+            self._begin_checking()
+        return self
+
+    def finish(self) -> None:
+        """Wait until all that was begun is read and found unchanged.
+
+        Raises: ArtifactRefused naming the file that was changed.
+        """
+        while self._checks:
+            self._checks[-1]()
+            self._checks.pop()
+        if self._reading is not None:
+            self._reading.wait()
+
     def verify(self) -> None:
-        """Check that the folder holds the files of the manifest and no others, each unchanged."""
+        """Check that the folder holds the files of the manifest and no others, each unchanged.
+
+        Raises: ArtifactRefused naming the file that is missing, added or changed.
+        """
         self._check_names()
-        with ThreadPoolExecutor(HASH_THREADS) as pool:
-            for _ in pool.map(self._check_file, sorted(self.manifest.files, key=self._size, reverse=True)):
-                pass
+        self._begin_checking()
+        self.finish()
 
     def read_text(self, name: str) -> str | None:
         """Return a file's text, None if the manifest does not name it.
@@ -88,15 +103,33 @@ class Artifact:
                 f"'{name}' cannot be read: {error}", where=str(self.path), hint=_DAMAGED
             ) from error
 
-    def tensors(self) -> dict[str, npt.NDArray[np.generic]]:
+    def tensors(self) -> "Tensors":
         """Map the weights and return read-only views by name; nothing is read until it is touched.
 
         Raises: ArtifactRefused if the file's header does not describe its bytes.
         """
-        return map_safetensors(self.path / WEIGHTS)
+        from tokc.runtime.safetensors import map_file
 
-    def _size(self, name: str) -> int:
-        return self.manifest.files[name].bytes
+        return map_file(self.path / WEIGHTS)
+
+    def resident_tensors(self) -> "Tensors":
+        """Return the weights on huge pages; of an artifact that was begun, they are complete after `finish`.
+
+        TOKC_WEIGHTS=mmap keeps the file's own pages, shared between processes.
+        Raises: ArtifactRefused if the file cannot be read or its header does not describe its bytes.
+        """
+        from tokc.runtime.safetensors import LENGTH_BYTES, header_bytes, views
+
+        if weights_residence() == "mmap":
+            return self.tensors()
+        reading = self._reading
+        if reading is None:
+            path = self.path / WEIGHTS
+            reading = Reading(path, path.stat().st_size, hashed=False)
+            reading.wait()
+        reading.wait(LENGTH_BYTES)
+        reading.wait(header_bytes(reading.memory))
+        return views(reading.memory, where=reading.path)
 
     def _check_names(self) -> None:
         found = {str(path.relative_to(self.path).as_posix()) for path in _files_in(self.path)}
@@ -114,17 +147,42 @@ class Artifact:
                 hint="move it out of the folder",
             )
 
+    def _begin_reading(self, *, hashed: bool) -> None:
+        size = self._checked_size(WEIGHTS)
+        reading = self._reading = Reading(self.path / WEIGHTS, size, hashed=hashed)
+        if hashed:
+            self._checks.append(lambda: self._check_hash(WEIGHTS, reading.sha256()))
+
+    def _begin_checking(self) -> None:
+        """Check the small files, and begin to check the large ones."""
+        names = set(self.manifest.files) - ({WEIGHTS} if self._checks else set())
+        large = {name for name in names if self.manifest.files[name].bytes > LARGE_BYTES}
+        self._checks += [Background(partial(self._check_file, name)).result for name in large]
+        for name in sorted(names - large):
+            self._check_file(name)
+
     def _check_file(self, name: str) -> None:
-        path, expected = self.path / name, self.manifest.files[name]
-        size = path.stat().st_size
-        if size != expected.bytes:
+        self._check_hash(name, _sha256(self.path / name, self._checked_size(name)))
+
+    def _checked_size(self, name: str) -> int:
+        path, expected = self.path / name, self.manifest.files[name].bytes
+        try:
+            size = path.stat().st_size
+        except OSError as error:
             raise ArtifactRefused(
-                f"'{name}' has {size} bytes, the manifest says {expected.bytes}",
-                where=str(path),
-                hint=_DAMAGED,
+                f"'{name}' cannot be read: {error.strerror}", where=str(path), hint=_DAMAGED
+            ) from error
+        if size != expected:
+            raise ArtifactRefused(
+                f"'{name}' has {size} bytes, the manifest says {expected}", where=str(path), hint=_DAMAGED
             )
-        if _sha256(path, size) != expected.sha256:
-            raise ArtifactRefused(f"'{name}' was changed: its sha256 differs", where=str(path), hint=_DAMAGED)
+        return size
+
+    def _check_hash(self, name: str, found: str) -> None:
+        if found != self.manifest.files[name].sha256:
+            raise ArtifactRefused(
+                f"'{name}' was changed: its sha256 differs", where=str(self.path / name), hint=_DAMAGED
+            )
 
 
 def verify(path: str | Path) -> dict[str, FileInfo]:
@@ -135,47 +193,16 @@ def verify(path: str | Path) -> dict[str, FileInfo]:
     return dict(Artifact.open(path).manifest.files)
 
 
-def map_safetensors(path: Path) -> dict[str, npt.NDArray[np.generic]]:
-    """Map a .safetensors file and return read-only views by name.
-
-    Source: github.com/huggingface/safetensors, "Format". Raises: ArtifactRefused.
-    """
-    with path.open("rb") as file:
-        try:
-            memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except ValueError as error:
-            raise ArtifactRefused("the weights file is empty", where=str(path), hint=_DAMAGED) from error
-    try:
-        size = int.from_bytes(memory[:8], "little")
-        header = json.loads(memory[8 : 8 + size])
-        start = 8 + size
-        return {name: _view(memory, start, entry) for name, entry in header.items() if name != "__metadata__"}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ArtifactRefused(
-            f"the weights' header is wrong: {error}", where=str(path), hint=_DAMAGED
-        ) from error
-
-
-def _view(memory: mmap.mmap, start: int, entry: _Entry) -> npt.NDArray[np.generic]:
-    begin, end = entry["data_offsets"]
-    data = np.frombuffer(memory, np.uint8, end - begin, start + begin)
-    return data.view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
-
-
 def _files_in(folder: Path) -> Iterator[Path]:
     return (path for path in folder.rglob("*") if not path.is_dir())
 
 
 def _sha256(path: Path, size: int) -> str:
-    digest = hashlib.sha256()
-    if size:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as memory:
-            view = memoryview(memory)
-            for start in range(0, size, HASH_CHUNK_BYTES):
-                # hashlib gives the interpreter's lock back while it works.
-                digest.update(view[start : start + HASH_CHUNK_BYTES])
-            view.release()
-    return digest.hexdigest()
+    if size <= LARGE_BYTES:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as memory:
+        # hashlib gives the interpreter's lock back while it works.
+        return hashlib.sha256(memory).hexdigest()
 
 
 def _listed(names: list[str], limit: int = 3) -> str:

@@ -3,14 +3,11 @@
 Whoever waits for an answer drives the steps, until `start` hands that to a thread of the engine's own.
 """
 
-import asyncio
-import json
-import secrets
+import os
 import threading
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from collections.abc import Sequence as Items
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -25,13 +22,14 @@ from tokc.runtime.core import Core, Event
 from tokc.runtime.counters import Counters, Gauges
 from tokc.runtime.executors.base import Executor
 from tokc.runtime.executors.table import executor_for
+from tokc.runtime.generation_config import GenerationConfig
 from tokc.runtime.request import Request
 from tokc.runtime.sequence import Delta, Result, SamplingOptions, SamplingParams, Sequence
 from tokc.runtime.tokenizer import Tokenizer
 
 Prompt = str | Items[int]
 
-SEED_BITS = 63
+SEED_BYTES = 8
 
 
 class Engine:
@@ -67,35 +65,48 @@ class Engine:
     @classmethod
     def open(
         cls,
-        path: str | Path,
+        path: str | Path | Artifact,
         *,
         threads: int | None = None,
         kv_bytes: int | None = None,
         verify: bool = True,
     ) -> Self:
-        """Load the artifact at `path`; `threads` and `kv_bytes` None leave the choice to the executor.
+        """Load the artifact at `path`, or one that was begun, and return when it was found to be whole.
 
+        `threads` and `kv_bytes` None leave the choice to the executor.
         Raises: ArtifactRefused.
         """
-        artifact = Artifact.open(path, verify=False)
-        with ThreadPoolExecutor(1) as background:
-            verified = background.submit(artifact.verify) if verify else None
-            text = artifact.read_text("tokenizer.json")
-            if text is None:
-                raise ArtifactRefused("the artifact has no tokenizer.json", where=str(path))
-            tokenizer = Tokenizer(text, where=str(artifact.path / "tokenizer.json"))
-            if verified is not None:
-                verified.result()
+        artifact = (
+            path if isinstance(path, Artifact) else Artifact.open(path, verify=False).begin(verify=verify)
+        )
+        try:
+            engine = cls._assemble(artifact, threads, kv_bytes)
+        except Exception:
+            artifact.finish()  # a damaged file explains it better
+            raise
+        try:
+            artifact.finish()
+        except ArtifactRefused:
+            engine.close()
+            raise
+        return engine
+
+    @classmethod
+    def _assemble(cls, artifact: Artifact, threads: int | None, kv_bytes: int | None) -> Self:
+        text = artifact.read_text("tokenizer.json")
+        if text is None:
+            raise ArtifactRefused("the artifact has no tokenizer.json", where=str(artifact.path))
+        tokenizer = Tokenizer(text, where=str(artifact.path / "tokenizer.json"))
         template = artifact.read_text("chat_template.jinja")
         model = artifact.manifest.model
-        generation = json.loads(artifact.read_text("generation_config.json") or "{}")
+        generation = GenerationConfig.parse(artifact.read_text("generation_config.json"))
         return cls(
             executor_for(artifact, threads=threads, kv_bytes=kv_bytes),
             tokenizer,
             name=artifact.manifest.name,
-            eos_ids=[*model.eos_token_ids, *_ids(generation.get("eos_token_id"))],
+            eos_ids=[*model.eos_token_ids, *generation.eos_token_ids],
             chat_template=None if template is None else ChatTemplate(template, model.special_tokens),
-            defaults=recommended(generation),
+            defaults=generation.sampling,
         )
 
     def __enter__(self) -> Self:
@@ -135,7 +146,7 @@ class Engine:
         self, prompts: Items[Prompt], params: SamplingParams | None = None, **options: Unpack[SamplingOptions]
     ) -> list[Result]:
         """Return the continuation of each prompt; they run together."""
-        requests = [self._request(prompt, _merged(params, options)) for prompt in prompts]
+        requests = [self.request(prompt, _merged(params, options)) for prompt in prompts]
         try:
             for request in requests:
                 self._submit(request)
@@ -151,7 +162,7 @@ class Engine:
         self, prompt: Prompt, params: SamplingParams | None = None, **options: Unpack[SamplingOptions]
     ) -> Iterator[Delta]:
         """Yield the continuation token by token; closing the iterator aborts it."""
-        return self._stream(self._request(prompt, _merged(params, options)))
+        return self._stream(self.request(prompt, _merged(params, options)))
 
     def chat(
         self,
@@ -175,7 +186,7 @@ class Engine:
         self, prompt: Prompt, params: SamplingParams | None = None, **options: Unpack[SamplingOptions]
     ) -> Result:
         """Return the continuation of `prompt`; cancelling the task aborts it."""
-        request = self._request(prompt, _merged(params, options))
+        request = self.request(prompt, _merged(params, options))
         async for _ in self.follow(request):
             pass
         return request.result()
@@ -184,7 +195,7 @@ class Engine:
         self, prompt: Prompt, params: SamplingParams | None = None, **options: Unpack[SamplingOptions]
     ) -> AsyncIterator[Delta]:
         """Yield the continuation token by token; cancelling the task or closing the iterator aborts it."""
-        return self.follow(self._request(prompt, _merged(params, options)))
+        return self.follow(self.request(prompt, _merged(params, options)))
 
     async def achat(
         self,
@@ -207,15 +218,10 @@ class Engine:
         text = self.chat_template.render(messages)
         return self.tokenizer.encode(text, add_special_tokens=False)
 
-    def request(self, prompt: Prompt, params: SamplingParams) -> Request:
-        """Check a request, for `follow`.
-
-        Raises: RequestRefused if the prompt is empty or longer than the context.
-        """
-        return self._request(prompt, params)
-
     async def follow(self, request: Request) -> AsyncGenerator[Delta, None]:
         """Run a request and yield its deltas; leaving early aborts it."""
+        import asyncio
+
         loop, ready = asyncio.get_running_loop(), asyncio.Event()
 
         def notify() -> None:
@@ -235,6 +241,14 @@ class Engine:
             request.check()
         finally:
             self._abort([request])
+
+    def prepare(self) -> None:
+        """Do now what a first chat would have to wait for; a server does so before it serves.
+
+        Raises: ArtifactRefused if the chat template is wrong.
+        """
+        if self.chat_template is not None:
+            _ = self.chat_template.compiled
 
     def start(self) -> None:
         """Let a thread of the engine's own drive the steps from now on."""
@@ -280,7 +294,11 @@ class Engine:
             del self._requests[event.sequence]
             self._core.finish(event.sequence)
 
-    def _request(self, prompt: Prompt, params: SamplingParams) -> Request:
+    def request(self, prompt: Prompt, params: SamplingParams) -> Request:
+        """Check a request, for `follow`.
+
+        Raises: RequestRefused if the prompt is empty or longer than the context.
+        """
         tokens = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
         if not tokens:
             raise RequestRefused("the prompt is empty", where="prompt")
@@ -298,7 +316,7 @@ class Engine:
             raise RequestRefused(
                 f"token {wrong} is not in the vocabulary of {vocab}", where="prompt or logit_bias"
             )
-        seed = secrets.randbits(SEED_BITS) if params.seed is None else params.seed
+        seed = int.from_bytes(os.urandom(SEED_BYTES)) >> 1 if params.seed is None else params.seed
         sequence = Sequence(tokens, params, seed=seed, last_output=min(params.max_tokens or room, room))
         if not params.ignore_eos:
             sequence.eos_ids = self.eos_ids
@@ -385,19 +403,5 @@ class Engine:
         self._requests.clear()
 
 
-def recommended(generation: dict[str, object]) -> SamplingParams:
-    """Return the sampling that a `generation_config.json` recommends; greedy if it does not sample."""
-    if not generation.get("do_sample"):
-        return SamplingParams()
-    known = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-    chosen = {name: generation[name] for name in known if generation.get(name)}
-    return SamplingParams(**{"temperature": 1.0, **chosen})  # type: ignore[arg-type]
-
-
 def _merged(params: SamplingParams | None, options: SamplingOptions) -> SamplingParams:
     return replace(params or SamplingParams(), **options)
-
-
-def _ids(value: object) -> list[int]:
-    items = value if isinstance(value, list) else [value]
-    return [item for item in items if isinstance(item, int)]

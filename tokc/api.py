@@ -43,6 +43,9 @@ def load(path: str | Path, *, threads: int | None = None, kv_bytes: int | None =
 
     Raises: ArtifactRefused.
     """
+    from tokc.runtime.artifact import Artifact
+
+    artifact = Artifact.open(path, verify=False).begin()  # reads and checks while the rest is imported
     from tokc.runtime.engine import Engine
 
-    return Engine.open(Path(path), threads=threads, kv_bytes=kv_bytes)
+    return Engine.open(artifact, threads=threads, kv_bytes=kv_bytes)

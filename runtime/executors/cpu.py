@@ -6,7 +6,6 @@ The step is one call through ctypes, which gives the interpreter's lock back whi
 import ctypes
 import itertools
 import json
-import mmap
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -17,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tokc.errors import ArtifactRefused, RequestRefused
-from tokc.knobs import weights_residence
 from tokc.runtime.artifact import Artifact
 from tokc.runtime.executors.base import Batch
+from tokc.runtime.memory import anonymous
 
 ITEM_TYPES: Mapping[str, type[np.generic]] = {
     "f32": np.float32,
@@ -156,7 +155,7 @@ class CpuExecutor:
     def _allocate(self, plan: dict[str, Any], artifact: Artifact) -> dict[str, npt.NDArray[Any]]:
         sizes = {**self._limits, "pages": self.num_pages}
         arena = _anonymous(max(plan["arena_bytes"], 64), huge=True)
-        weights = resident(artifact.tensors())
+        weights = artifact.resident_tensors()
         arrays: dict[str, npt.NDArray[Any]] = {}
         for buffer in plan["buffers"]:
             name, size = buffer["name"], _bytes(buffer, sizes)
@@ -197,28 +196,6 @@ class CpuExecutor:
             self._pointers.ctypes.data,
             self._rows.ctypes.data,
         )
-
-
-def resident(mapped: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-    """Copy mapped weights to huge pages, each at a multiple of 64 bytes.
-
-    A decode step is bound by reading the weights, and reads of 4 KiB pages miss the TLB: on virtual machines
-    huge pages double the bandwidth. TOKC_WEIGHTS=mmap keeps the file's own pages, shared between processes.
-    """
-    if weights_residence() == "mmap":
-        return mapped
-    places, size = {}, 0
-    for name, tensor in mapped.items():
-        places[name] = size
-        size += -(-tensor.nbytes // 64) * 64
-    memory = _anonymous(max(size, 64), huge=True)
-    copies = {}
-    for name, tensor in mapped.items():
-        copy = memory[places[name] : places[name] + tensor.nbytes]
-        np.copyto(copy, tensor.reshape(-1).view(np.uint8))
-        copies[name] = copy
-        _let_go(tensor)
-    return copies
 
 
 def read_bandwidth(library: ctypes.CDLL, pool: int, address: int, size_bytes: int, repeats: int) -> float:
@@ -296,21 +273,6 @@ def _bytes(buffer: dict[str, Any], sizes: Mapping[str, int]) -> int:
     return count * np.dtype(ITEM_TYPES[buffer["dtype"]]).itemsize
 
 
-def _let_go(tensor: npt.NDArray[Any]) -> None:
-    """Drop the pages of the file behind a mapped array from this process; they stay in the page cache."""
-    owner: object = tensor
-    while isinstance(owner, np.ndarray):
-        owner = owner.base
-    if isinstance(owner, memoryview):
-        owner = owner.obj
-    if isinstance(owner, mmap.mmap):
-        owner.madvise(mmap.MADV_DONTNEED)
-
-
 def _anonymous(size: int, *, huge: bool = False) -> npt.NDArray[np.uint8]:
     """Return zeroed memory, on huge pages if wanted and to be had; untouched pages cost nothing."""
-    # Shared memory, Python's default, is the kernel's shmem: without a setting of its own it gets none.
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if huge and hasattr(mmap, "MADV_HUGEPAGE"):
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    return np.frombuffer(memory, np.uint8)
+    return np.frombuffer(anonymous(size, huge=huge), np.uint8)

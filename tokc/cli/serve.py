@@ -27,4 +27,5 @@ def serve(
         from tokc.runtime.server.app import create_app
     kv_bytes = None if kv_mb is None else kv_mb * 1_000_000
     with tokc.load(artifact, threads=threads, kv_bytes=kv_bytes) as engine:
+        engine.prepare()
         uvicorn.run(create_app(engine), host=host, port=port, log_level="info")
