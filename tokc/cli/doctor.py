@@ -16,6 +16,8 @@ PARTS = (
     ("numpy", "numpy", "base"),
     ("tokenizers", "tokenizers", "base"),
     ("jinja2", "jinja2", "base"),
+    ("typer", "typer", "cli"),
+    ("rich", "rich", "cli"),
     ("apache-tvm", "tvm", "build"),
     ("onnx", "onnx", "build"),
     ("onnx-ir", "onnx_ir", "build"),
