@@ -1,5 +1,6 @@
 """Who is measured: tokc and its peers, each with its environment, its side module and what it loads."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -20,6 +21,10 @@ class Program:
     lacks: Reasons = field(default_factory=lambda: NOTHING)
 
 
+def _openvino(**settings: str) -> Mapping[str, str]:
+    return {"OPENVINO_SETTINGS": json.dumps(settings)}
+
+
 # Threads are scaled for tokc and the peer that decodes fastest.
 UNSCALED = {"scaling": "threads are scaled for tokc and llama.cpp alone"}
 SAME_AS_OPENVINO = "differs from openvino in its cache alone"
@@ -32,7 +37,7 @@ OPENVINO_F16 = Program(
     "openvino",
     "bench.peers.openvino_side",
     "openvino",
-    variables={"OPENVINO_KV_CACHE_PRECISION": "f16"},
+    variables=_openvino(KV_CACHE_PRECISION="f16"),
     lacks={**UNSCALED, "cold_start": SAME_AS_OPENVINO, "install": SAME_AS_OPENVINO},
 )
 ONNXRUNTIME = Program(
@@ -57,12 +62,17 @@ TORCH = Program("torch", "torch", "bench.peers.torch_side", "folder", lacks=UNSC
 
 NATIVE = (TOKC, LLAMACPP, OPENVINO, OPENVINO_F16, ONNXRUNTIME, CTRANSLATE2, TORCH)
 
-_ONEDNN = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
+_ONEDNN = {"ONEDNN_MAX_CPU_ISA": "AVX2"}
+# OpenVINO asks the CPU itself whether it has bfloat16 and int8 products, and then fails without them.
+_PLAIN = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
 AVX2 = (
     TOKC,
     replace(LLAMACPP, environment="llamacpp-x86-64-v3"),
-    *(replace(each, variables={**each.variables, **_ONEDNN}) for each in (OPENVINO, OPENVINO_F16, TORCH)),
-    replace(CTRANSLATE2, variables={"CT2_FORCE_CPU_ISA": "AVX2"}),
+    replace(OPENVINO, variables={**_ONEDNN, **_openvino(**_PLAIN)}),
+    replace(OPENVINO_F16, variables={**_ONEDNN, **_openvino(**_PLAIN, KV_CACHE_PRECISION="f16")}),
+    # Its matrix products are oneDNN's, which its own switch does not reach.
+    replace(CTRANSLATE2, variables={**_ONEDNN, "CT2_FORCE_CPU_ISA": "AVX2"}),
+    replace(TORCH, variables={**_ONEDNN, "ATEN_CPU_CAPABILITY": "avx2"}),
 )
 
 # The programs at each instruction set, and who cannot be held to it.

@@ -1,10 +1,10 @@
 """OpenVINO GenAI's pipeline with a paged cache, step by step: the fastest of its ways here.
 
 Several tokens of one sequence with a row of logits each are no step of that pipeline; for them OpenVINO's own
-runtime runs the same model, with its state as the cache. OPENVINO_KV_CACHE_PRECISION chooses what the cache
-holds: u8, which is the default, or f16.
+runtime runs the same model, with its state as the cache. OPENVINO_SETTINGS adds properties, as JSON.
 """
 
+import json
 import os
 from pathlib import Path
 
@@ -20,11 +20,8 @@ STEP_TOKENS = 8192
 
 
 def _settings(threads: int) -> dict[str, str | int]:
-    return {
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_NUM_THREADS": threads,
-        "KV_CACHE_PRECISION": os.environ.get("OPENVINO_KV_CACHE_PRECISION", "u8"),
-    }
+    added = json.loads(os.environ.get("OPENVINO_SETTINGS", "{}"))
+    return {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, **added}
 
 
 class Paged:
