@@ -18,7 +18,7 @@ from tokc.errors import GateNotMet, TokcError
 COMMANDS = {
     "build", "run", "serve", "bench", "report", "inspect", "verify", "passes", "targets", "doctor", "opt",
 }  # fmt: skip
-TOOLS = {"app", "console", "__init__"}
+TOOLS = {"entry", "app", "console", "__init__"}
 FOLDER = Path(program.__file__).parent
 HELP_LIMIT_S = 0.3
 
@@ -155,7 +155,7 @@ def test_doctor_tells_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(devices, "probe", lambda: HOST)
     found = json.loads(runner.invoke(app, ["doctor", "--json"]).stdout)
     assert found["tokc"] == tokc.__version__
-    assert set(found["parts"]) == {"base", "build", "serve"}
+    assert set(found["parts"]) == {"base", "cli", "build", "serve"}
     assert found["parts"]["base"]["numpy"]
 
 
