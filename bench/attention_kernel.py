@@ -1,9 +1,9 @@
 """Time the attention kernel alone: decode against the memory's bandwidth, prefill against the f32 peak.
 
-    python bench/attention_kernel.py [--isa NAME] [--kv-dtype f16] [--threads 2]
+    python bench/attention_kernel.py [--isa NAME] [--kv-dtype f16] [--threads 2] [--only TEXT]
 
-A step is 30 launches over caches of their own, so that the pages come from memory as in a model. Prints
-microseconds a launch, GB/s of keys and values read, and GFLOP/s.
+A step is as many launches as make their caches exceed the CPU's, so that pages come from memory as in a
+model. Prints microseconds a launch, GB/s of keys and values read, and GFLOP/s.
 """
 
 import argparse
@@ -21,7 +21,8 @@ from tokc.targets.cpu.isa import ISAS, host_isa
 from tokc.targets.cpu.kernels.paged_attention import PagedAttention
 from tokc.targets.cpu.link import link
 
-LAYERS = 30
+CACHE_BYTES = 192 << 20
+STEPS, LEAST_LAYERS = 20, 4
 PAGE = 16
 ITEM_BYTES = {"f32": 4, "f16": 2, "int8": 1}
 DTYPES = {"f32": np.float32, "f16": np.float16, "int8": np.int8}
@@ -39,16 +40,36 @@ class Case:
     tokens: int
     context: int
 
+    @property
+    def description(self) -> str:
+        """Return what it is, in words."""
+        return f"{self.name:12} {self.sequences:3} x {self.tokens:3} tokens at {self.context:5}"
 
+    def read_bytes(self, kv_dtype: str) -> int:
+        """Return the size of the keys and values of all sequences."""
+        return 2 * self.sequences * self.context * self.kv_heads * self.dim * ITEM_BYTES[kv_dtype]
+
+
+SMOLLM2, LLAMA_1B, GEMMA_1B = (
+    ("SmolLM2-135M", 9, 3, 64),
+    ("Llama-3.2-1B", 32, 8, 64),
+    ("Gemma-3-1B", 4, 1, 256),
+)
+STEPS_OF_A_MODEL = (
+    (1, 1, 96),
+    (1, 1, 512),
+    (1, 1, 1900),
+    (1, 1, 4096),
+    (16, 1, 96),
+    (16, 1, 512),
+    (1, 4, 100),
+    (1, 8, 104),
+    (1, 512, 512),
+    (1, 512, 4096),
+)
 CASES = (
-    Case("SmolLM2-135M decode", 9, 3, 64, 1, 1, 512),
-    Case("SmolLM2-135M decode", 9, 3, 64, 1, 1, 4096),
-    Case("SmolLM2-135M decode", 9, 3, 64, 16, 1, 512),
-    Case("SmolLM2-135M prefill", 9, 3, 64, 1, 512, 512),
-    Case("Llama-3.2-1B decode", 32, 8, 64, 1, 1, 512),
-    Case("Llama-3.2-1B decode", 32, 8, 64, 1, 1, 4096),
-    Case("Llama-3.2-1B prefill", 32, 8, 64, 1, 512, 512),
-    Case("Gemma-3-1B decode", 4, 1, 256, 1, 1, 4096),
+    *(Case(*model, *step) for model in (SMOLLM2, LLAMA_1B) for step in STEPS_OF_A_MODEL),
+    Case(*GEMMA_1B, 1, 1, 4096),
 )
 
 
@@ -92,24 +113,26 @@ def aligned(array: np.ndarray) -> np.ndarray:
 def seconds(
     library: ctypes.CDLL, pool: int, kernel: PagedAttention, case: Case, index: int, threads: int
 ) -> float:
-    """Return the shortest time of a launch over 60 steps."""
-    operands = arrays(case, kernel, LAYERS, threads)
+    """Return the shortest time of a launch over all steps."""
+    read = case.read_bytes(kernel.kv_dtype)
+    layers = max(LEAST_LAYERS, -(-CACHE_BYTES // read))
+    operands = arrays(case, kernel, layers, threads)
     pointers = []
-    for layer in range(LAYERS):
+    for layer in range(layers):
         for name in kernel.args:
             array = operands[name]
             pointers.append(
                 (array[layer] if name.startswith(("cache", "key", "value")) else array).ctypes.data
             )
     width = len(kernel.args)
-    launches = np.array([(index, 0, layer * width, 0, 0, 0) for layer in range(LAYERS)], LAUNCH)
+    launches = np.array([(index, 0, layer * width, 0, 0, 0) for layer in range(layers)], LAUNCH)
     table, rows = np.array(pointers, np.uint64), np.array([case.sequences * case.tokens, 0], np.int32)
     best = float("inf")
-    for _ in range(60):
+    for _ in range(STEPS):
         start = time.perf_counter()
-        library.tokc_step(pool, launches.ctypes.data, LAYERS, table.ctypes.data, rows.ctypes.data, None)
+        library.tokc_step(pool, launches.ctypes.data, layers, table.ctypes.data, rows.ctypes.data, None)
         best = min(best, time.perf_counter() - start)
-    return best / LAYERS
+    return best / layers
 
 
 def main() -> None:
@@ -118,8 +141,10 @@ def main() -> None:
     parser.add_argument("--isa", default=host_isa().name, choices=list(ISAS))
     parser.add_argument("--kv-dtype", default="f16", choices=list(ITEM_BYTES))
     parser.add_argument("--threads", type=int, default=usable_cores())
+    parser.add_argument("--only", default="", help="time the cases whose description has this text")
     options = parser.parse_args()
     isa = ISAS[options.isa]
+    cases = [case for case in CASES if options.only in case.description]
     kernels = [
         PagedAttention(
             isa=isa,
@@ -130,11 +155,11 @@ def main() -> None:
             kv_dtype=options.kv_dtype,
             scale=case.dim**-0.5,
             window=0,
-            context=case.context,
+            context=8192,
             quantize=False,
             keep_float=True,
         )
-        for case in CASES
+        for case in cases
     ]
     symbols = sorted({kernel.symbol: kernel for kernel in kernels}.values(), key=lambda kernel: kernel.symbol)
     with tempfile.TemporaryDirectory() as folder:
@@ -143,14 +168,14 @@ def main() -> None:
         library = load_library(path)
     pool = library.tokc_open(options.threads)
     print(f"{isa.name}, {options.kv_dtype} cache, {options.threads} threads")
-    for case, kernel in zip(CASES, kernels, strict=True):
+    for case, kernel in zip(cases, kernels, strict=True):
         index = [each.symbol for each in symbols].index(kernel.symbol)
         spent = seconds(library, pool, kernel, case, index, options.threads)
         pairs = case.sequences * case.tokens * (case.context - (case.tokens - 1) / 2)
         gflops = 4 * pairs * case.heads * case.dim / spent / 1e9
-        read = 2 * case.sequences * case.context * case.kv_heads * case.dim * ITEM_BYTES[options.kv_dtype]
+        read = case.read_bytes(options.kv_dtype)
         print(
-            f"{case.name:22} {case.sequences:3} x {case.tokens:3} tokens at {case.context:5}: "
+            f"{case.description}: "
             f"{spent * 1e6:9.1f} us, {read / spent / 1e9:6.1f} GB/s, {gflops:6.1f} GFLOP/s"
         )
     library.tokc_close(pool)

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from bench.disassembly import (
-    CONVERT,
     DOT_PRODUCT,
     MULTIPLY_ADD,
     ROUND,
@@ -33,12 +32,13 @@ from tokc.targets.cpu.kernels.quant_linear import QuantLinear
 
 Functions = dict[str, list[Instruction]]
 KINDS = ("total", "products", "loads", "stores", "converts", "spills")
+PREFETCH = re.compile(r"prefetch\w*|prfm")
 COLUMNS = ("loop", "ISA", *KINDS, "share", "MACs an instruction")
 
 
 @dataclass(frozen=True)
 class HotLoop:
-    """A loop to look for: `packed` says whether it unpacks or converts what it multiplies."""
+    """A loop to look for: `packed` says whether it unpacks what it multiplies, or reads a cache ahead."""
 
     name: str
     kernel: str
@@ -62,9 +62,10 @@ class HotLoop:
         counts = loop.counts(self.products)
         if self.kernel == "quant_linear":
             return counts.products > 0 and (loop.number(SHIFT_BYTES) > 0) == self.packed
-        # Attention multiplies in its exponential, which rounds, and where it merges parts, which stores.
+        # Attention multiplies in its exponential, which rounds, and where it merges parts, which stores. Its
+        # products of few rows ask for the next pages on the way; those of many read a block many times.
         plain = loop.number(ROUND) == 0 and counts.stores == 0
-        return counts.products > 0 and plain and (loop.number(CONVERT) > 0) == self.packed
+        return counts.products > 0 and plain and (loop.number(PREFETCH) > 0) == self.packed
 
 
 HOT_LOOPS = (

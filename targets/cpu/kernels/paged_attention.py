@@ -4,16 +4,18 @@ Token t of sequence s = sequences[t] at p = positions[t] attends to positions j 
 j > p - window if there is a window; position j lies in page block_tables[s, j // 16], slot j % 16.
 
 Positions are taken in blocks of 64, with a running maximum m, sum l and result a per head (Milakov and
-Gimelshein 2018, arXiv:1805.02867; Dao et al. 2022, arXiv:2205.14135):
-    s = scale * q @ K,   m' = max(m, max(s)),   e = exp(s - m'),   l = l * exp(m - m') + sum(e),
-    a = a * exp(m - m') + e @ V,   y = a / l.
-Blocks begin at multiples of 64 of the position, whatever the step holds. Every few blocks (2, or more where
+Gimelshein 2018, arXiv:1805.02867; Dao et al. 2022, arXiv:2205.14135), in powers of two:
+    s = scale / ln(2) * q @ K,   m' = max(m, round(max(s))),   e = 2 ** (s - m'),
+    l = l * 2 ** (m - m') + sum(e),   a = a * 2 ** (m - m') + e @ V,   y = a / l.
+The maxima are whole numbers, so that a change of the maximum scales exactly and costs no exponential.
+Blocks begin at multiples of 64 of the position, whatever the step holds. Every few blocks (1, or more where
 that would make over 16 parts of a sequence) m, l and a begin anew, and the parts are added up in ascending
 order. So a token's operations and their order depend on its position alone: its bits are the same in a
 decode step, in any chunk of a prefill, and on any number of threads.
 
-A step of few tokens gives the parts to different threads; the one that finishes last adds them up. It knows
-by a counter in the scratch, which must be zero before the first launch and is zero after each.
+A unit of work is consecutive tokens of one sequence by one head of the cache. A step of few such units gives
+their parts to different threads; the one that finishes last adds them up. It knows by a counter in the
+scratch, which must be zero before the first launch and is zero after each.
 
 Shapes: q f32[rows, heads * dim]; cache and integer inputs as in rope_write_kv.py; scratch `scratch_bytes`
         for each thread, zeroed once; y f32[rows, heads * dim]; int8 form as in quantize.py.
@@ -30,10 +32,11 @@ from tokc.targets.cpu.kernels.rope_write_kv import PAGE, cache_args, require_cac
 
 BLOCK_PAGES = 4
 BLOCK = BLOCK_PAGES * PAGE
-ROWS_AT_ONCE = 48
-PART_BLOCKS = 2
+ROWS_AT_ONCE = 64
+MOST_TOKENS_AT_ONCE = 16
+PART_BLOCKS = 1
 MOST_PARTS = 16
-FEW_TOKENS = 4
+FEW_TOKENS = 8
 
 
 @dataclass(frozen=True)
@@ -90,8 +93,14 @@ class PagedAttention:
 
     @property
     def tokens_at_once(self) -> int:
-        """Return how many tokens of a sequence share their reads of the cache."""
-        return max(1, ROWS_AT_ONCE // self.group)
+        """Return how many tokens of a sequence share their reads of the cache, a power of two."""
+        most = max(1, min(MOST_TOKENS_AT_ONCE, ROWS_AT_ONCE // self.group))
+        return 1 << most.bit_length() - 1
+
+    @property
+    def copies(self) -> bool:
+        """Return whether a prefill widens a block of the cache once, not in each tile of rows."""
+        return self.kv_dtype != "f32" and "avx512f" not in self.isa.features
 
     @property
     def rows(self) -> int:
@@ -100,8 +109,8 @@ class PagedAttention:
 
     @property
     def part_size(self) -> int:
-        """Return the size of a part's maxima, sums and results, in f32."""
-        return self.group * (self.dim + 2 * PAGE)
+        """Return the size of a row's maximum, sum and result of a part, in f32."""
+        return self.dim + 2 * PAGE
 
     @property
     def part_growths(self) -> tuple[int, ...]:
@@ -125,7 +134,7 @@ class PagedAttention:
             "whole_result": self.rows * self.dim,
             "whole_peak": self.rows * PAGE,
             "whole_sum": self.rows * PAGE,
-            "parts": FEW_TOKENS * self.kv_heads * MOST_PARTS * self.part_size,
+            "parts": FEW_TOKENS * self.heads * MOST_PARTS * self.part_size,
             "arrivals": -(-FEW_TOKENS * self.kv_heads // PAGE) * PAGE,
         }
         offsets, end = {}, 0

@@ -3,20 +3,22 @@
 Both variants do the same operations for a row; they differ in how many rows share a vector of the cache.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 from tvm.tirx.script.builder import ir as T
 
 from tokc.targets.cpu.kernels.paged_attention import BLOCK, BLOCK_PAGES, PagedAttention
+from tokc.targets.cpu.kernels.paged_attention_softmax import MASKED, power, weights_of, whole_parts
 from tokc.targets.cpu.kernels.rope_write_kv import PAGE
-from tokc.targets.cpu.kernels.tir import Buffer, Expr, Registers, splat
+from tokc.targets.cpu.kernels.tir import Buffer, Expr, Registers, prefetch, splat
 from tokc.targets.cpu.kernels.vector_math import (
     LANES,
     constant,
     fma,
     keep,
+    largest,
     load,
     multiply,
     store,
@@ -24,7 +26,10 @@ from tokc.targets.cpu.kernels.vector_math import (
     widen,
 )
 
+ITEM_BYTES = {"f32": 4, "f16": 2, "int8": 1}
+LINE_BYTES = 64
 Pages = tuple[Expr, Expr]
+Rows = tuple[Expr, int]
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,29 @@ class Source:
         """Return the 16 scales of a page."""
         return keep(self.scales[name][T.Ramp(block * T.int64(PAGE), T.int64(1), LANES)])
 
+    @property
+    def line(self) -> int:
+        """Return how many elements a cache line holds."""
+        return LINE_BYTES // ITEM_BYTES[self.spec.kv_dtype]
+
+    def fetch(self, buffer: Buffer, block: Expr, offset: Expr) -> None:
+        """Ask for the cache line of an element of a (page, head) pair's keys or values."""
+        prefetch(buffer[block * T.int64(self.spec.dim * PAGE) + T.Cast("int64", offset)])
+
+    def fetch_scales(self, block: Expr) -> None:
+        """Ask for the scales of a (page, head) pair."""
+        for scales in self.scales.values():
+            prefetch(scales[block * T.int64(PAGE)])
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a sequence's block of positions lies: its row of the block table, its pages, the cache's head."""
+
+    table: Expr
+    pages: Pages
+    kv_head: Expr
+
 
 def split(count: int, most: int) -> list[tuple[int, int]]:
     """Cut range(count) into nearly equal pieces of at most `most`, as (first, size)."""
@@ -62,30 +90,75 @@ def split(count: int, most: int) -> list[tuple[int, int]]:
 
 
 class Walk:
-    """What both variants know: the run's block table, its head of the cache and its number of tokens."""
+    """One block of a run of tokens: what both variants know."""
 
-    def __init__(self, source: Source, table: Expr, kv_head: Expr, count: Expr) -> None:
-        """Keep the run."""
+    def __init__(self, source: Source, count: Expr) -> None:
+        """Keep the run; the blocks of its pages, and of those to be read next, change."""
         self.source, self.spec, self.scratch, self.at = source, source.spec, source.scratch, source.at
-        self.table, self.kv_head, self.count = table, kv_head, count
+        self.count = count
+        self.blocks = T.alloc_buffer((BLOCK_PAGES,), "int64", scope="global")
+        self.ahead = T.alloc_buffer((BLOCK_PAGES,), "int64", scope="global")
 
-    def block(self, page: Expr) -> Expr:
-        """Return the index of the page's (page, head) pair."""
-        return self.source.block(self.table, page, self.kv_head)
+    def find(self, block: Expr, here: Place, ahead: Place) -> None:
+        """Look up the pages of this block and of the next; one out of range repeats one that is not."""
+        for i in range(BLOCK_PAGES):
+            page = keep(T.min(T.max(block * BLOCK_PAGES + i, here.pages[0]), here.pages[1] - 1))
+            T.buffer_store(self.blocks, self.source.block(here.table, page, here.kv_head), [i])
+            page = keep(T.min(ahead.pages[0] + i, ahead.pages[1] - 1))
+            T.buffer_store(self.ahead, self.source.block(ahead.table, page, ahead.kv_head), [i])
+            self.source.fetch_scales(self.ahead[i])
 
-    def copy_value_scales(self, block: Expr, pages: Pages) -> None:
-        """Put the scales of the block's values side by side."""
+    def start(self, index: Expr) -> Expr:
+        """Return where the keys or values of the block's page `index` begin."""
+        return self.blocks[index] * T.int64(self.spec.dim * PAGE)
+
+    def copy_value_scales(self, present: Pages, end: Expr) -> None:
+        """Put the scales of the block's values side by side, 0 where no position was written."""
         if self.spec.kv_dtype != "int8":
             return
-        with T.serial(*pages) as page:
-            place = self.at["value_scales"] + (page - block * BLOCK_PAGES) * PAGE
-            store(self.scratch, place, self.source.scale("value_scale", self.block(page)))
+        with T.serial(*present) as index:
+            scales = self.source.scale("value_scale", self.blocks[index])
+            written = T.Ramp(index * PAGE, 1, LANES) < splat(end, LANES)
+            scales = T.Select(written, scales, constant(0.0))
+            store(self.scratch, self.at["value_scales"] + index * PAGE, scales)
 
-    def write_scores(self, row: Expr, index: int, score: Expr, block: Expr) -> None:
-        """Write a row's scores of the block's page `index`, whose (page, head) pair is `block`."""
+    def write_scores(self, row: Expr, index: Expr, score: Expr) -> None:
+        """Write a row's scores of the block's page `index`."""
         if self.spec.kv_dtype == "int8":
-            score = multiply(score, self.source.scale("key_scale", block))
+            score = multiply(score, self.source.scale("key_scale", self.blocks[index]))
         store(self.scratch, self.at["weights"] + row * BLOCK + index * PAGE, score)
+
+    def mask(self, row: Expr, limit: Expr) -> None:
+        """Mask a row's scores of positions that it does not attend to; `limit` is the last that it does."""
+        for page in range(BLOCK_PAGES):
+            place = self.at["weights"] + row * BLOCK + page * PAGE
+            index = T.Ramp(T.int32(page * PAGE), 1, LANES)
+            mask = index <= splat(limit, LANES)
+            if self.spec.window:
+                mask = T.And(mask, index > splat(limit - self.spec.window, LANES))
+            store(self.scratch, place, T.Select(mask, load(self.scratch, place), constant(MASKED)))
+
+    def softmax(self, row: Expr) -> None:
+        """Turn a row's scores of the block into weights; leave what its results so far are multiplied by."""
+        spec, scratch = self.spec, self.scratch
+        weights = keep(self.at["weights"] + row * BLOCK)
+        scores = [load(scratch, weights + page * PAGE) for page in range(BLOCK_PAGES)]
+        wholes, peak = whole_parts(scores)
+        before = load(scratch, self.at["peak"] + row * LANES)
+        now = keep(T.max(before, splat(largest(peak), LANES)))
+        store(scratch, self.at["peak"] + row * LANES, now)
+        decay = power(before - now)
+        store(scratch, self.at["decay"] + row * LANES, decay)
+        shares = weights_of(scores, wholes, now)
+        block_sum = keep(keep(shares[0] + shares[1]) + keep(shares[2] + shares[3]))
+        place = self.at["sum"] + row * LANES
+        store(scratch, place, fma(load(scratch, place), decay, block_sum))
+        for page, share in enumerate(shares):
+            if spec.kv_dtype == "int8":
+                scales = load(scratch, self.at["value_scales"] + page * PAGE)
+                store(scratch, weights + page * PAGE, multiply(share, scales))
+            else:
+                store(scratch, weights + page * PAGE, share)
 
     def accumulators(self, row: Expr, rows: int, columns: tuple[int, int], results: Registers) -> None:
         """Load the results of a tile, decayed."""
@@ -104,148 +177,151 @@ class Walk:
                 place = self.at["result"] + (row + i) * self.spec.dim + (first + j) * LANES
                 store(self.scratch, place, results[i * size + j])
 
+    def fetch_next(self, buffer: Buffer) -> None:
+        """Ask for the next block's keys or values."""
+        with T.serial(0, self.spec.dim * PAGE // self.source.line) as line:
+            for i in range(BLOCK_PAGES):
+                self.source.fetch(buffer, self.ahead[i], line * self.source.line)
+
+    def score_tile(self, rows: Rows, indexes: Sequence[Expr], *, copied: bool, fetch: bool) -> None:
+        """Write the scores of some rows for some pages of the block, and ask for as many of the next."""
+        spec, (row, count) = self.spec, rows
+        sums = vectors(count * len(indexes))
+        for i in range(count * len(indexes)):
+            sums[i] = constant(0.0)
+        starts = [] if copied else [keep(self.start(index)) for index in indexes]
+        together = self.source.line // LANES
+        with T.serial(0, spec.dim // together) as line:
+            if fetch:
+                for index in indexes:
+                    self.source.fetch(self.source.keys, self.ahead[index], line * self.source.line)
+            for step in range(together):
+                d = keep(line * together + step)
+                if copied:
+                    keys = [
+                        load(self.scratch, self.at["keys"] + d * BLOCK + index * PAGE) for index in indexes
+                    ]
+                else:
+                    keys = [self.source.cached(self.source.keys, start, d * PAGE) for start in starts]
+                for i in range(count):
+                    q = splat(self.scratch[self.at["q"] + (row + i) * spec.dim + d], LANES)
+                    for j, key in enumerate(keys):
+                        sums[i * len(keys) + j] = fma(q, key, sums[i * len(keys) + j])
+        for i in range(count):
+            for j, index in enumerate(indexes):
+                self.write_scores(row + i, index, sums[i * len(indexes) + j])
+
+    def value_tile(self, rows: Rows, present: Pages, span: Pages, *, copied: bool, fetch: bool) -> None:
+        """Add the block's positions [*span), one by one, to the results of some rows, and ask for more."""
+        spec, (row, count) = self.spec, rows
+        for columns in split(spec.dim // LANES, max(1, spec.vectors // count)):
+            first, size = columns
+            results = vectors(count * size)
+            self.accumulators(row, count, columns, results)
+            with T.serial(*present) as index:
+                start, before = keep(self.start(index)), keep(index * PAGE)
+                begin = keep(T.max(span[0] - before, 0))
+                with T.serial(begin, T.min(span[1] - before, PAGE)) as slot:
+                    if fetch and first == 0:
+                        for offset in range(0, spec.dim, self.source.line):
+                            self.source.fetch(self.source.values, self.ahead[index], slot * spec.dim + offset)
+                    if copied:
+                        place = keep(self.at["values"] + (before + slot) * spec.dim + first * LANES)
+                        values = [load(self.scratch, place + j * LANES) for j in range(size)]
+                    else:
+                        place = keep(slot * spec.dim + first * LANES)
+                        places = [place + j * LANES for j in range(size)]
+                        values = [self.source.cached(self.source.values, start, at) for at in places]
+                    for i in range(count):
+                        at = self.at["weights"] + (row + i) * BLOCK + before + slot
+                        weight = splat(self.scratch[at], LANES)
+                        for j, value in enumerate(values):
+                            results[i * size + j] = fma(weight, value, results[i * size + j])
+            self.store_results(row, count, columns, results)
+
 
 class Decode(Walk):
     """One token: the heads of the group share each vector, which is widened where it is read."""
 
-    def scores(self, block: Expr, pages: Pages) -> None:
-        """Write the scores of every page of the block; a page out of range repeats one that is not."""
-        self.copy_value_scales(block, pages)
-        for head, heads in split(self.spec.group, self.spec.vectors):
-            at_once = max(size for size in (1, 2, 4) if size * heads <= max(self.spec.vectors, heads))
-            for first in range(0, BLOCK_PAGES, at_once):
-                self.score_pages(block, pages, (head, heads), range(first, first + at_once))
-
-    def score_pages(self, block: Expr, pages: Pages, heads: tuple[int, int], indexes: range) -> None:
-        """Write the scores of some heads for some pages of the block."""
-        spec, dim = self.spec, self.spec.dim
-        head, count = heads
-        blocks = []
-        for index in indexes:
-            page = T.min(T.max(block * BLOCK_PAGES + index, pages[0]), pages[1] - 1)
-            blocks.append(self.block(keep(page)))
-        starts = [keep(each * T.int64(dim * PAGE)) for each in blocks]
-        sums = vectors(count * len(indexes))
-        for i in range(count * len(indexes)):
-            sums[i] = constant(0.0)
-        with T.serial(0, dim) as d:
-            keys = [self.source.cached(self.source.keys, start, d * PAGE) for start in starts]
-            for i in range(count):
-                q = splat(self.scratch[self.at["q"] + (head + i) * spec.dim + d], LANES)
-                for j, key in enumerate(keys):
-                    sums[i * len(keys) + j] = fma(q, key, sums[i * len(keys) + j])
-        for i in range(count):
-            for j, index in enumerate(indexes):
-                self.write_scores(head + i, index, sums[i * len(indexes) + j], blocks[j])
-
-    def weighted_values(self, block: Expr, pages: Pages, begin: Expr, end: Expr) -> None:
-        """Add the block's positions [begin, end), one by one, to the results."""
+    def scores(self, present: Pages, limit: Expr, edge: Expr) -> None:
+        """Leave the weights of the block; `limit` is the last index that the token attends to."""
+        del present
         spec = self.spec
         for head, heads in split(spec.group, spec.vectors):
-            for columns in split(spec.dim // LANES, max(1, spec.vectors // heads)):
-                results = vectors(heads * columns[1])
-                self.accumulators(head, heads, columns, results)
-                with T.serial(*pages) as page:
-                    start = keep(self.block(page) * T.int64(spec.dim * PAGE))
-                    index = keep((page - block * BLOCK_PAGES) * PAGE)
-                    first = keep(T.max(begin - index, 0))
-                    with T.serial(first, T.min(end - index, PAGE)) as slot:
-                        self.add_position((head, heads), columns, (start, slot, index + slot), results)
-                self.store_results(head, heads, columns, results)
+            at_once = max(size for size in (1, 2, 4) if size * heads <= max(spec.vectors, heads))
+            for first in range(0, BLOCK_PAGES, at_once):
+                indexes = range(first, first + at_once)
+                self.score_tile((head, heads), indexes, copied=False, fetch=head == 0)
+        with T.If(edge), T.Then():
+            for head in range(spec.group):
+                self.mask(head, limit)
+        for head in range(spec.group):
+            self.softmax(head)
 
-    def add_position(
-        self,
-        heads: tuple[int, int],
-        columns: tuple[int, int],
-        place: tuple[Expr, Expr, Expr],
-        results: Registers,
-    ) -> None:
-        """Add one position; `place` is its (page, head) start, its slot, and its index in the block."""
-        start, slot, index = place
-        (head, count), (first, size) = heads, columns
-        values = [
-            self.source.cached(self.source.values, start, slot * self.spec.dim + (first + j) * LANES)
-            for j in range(size)
-        ]
-        for i in range(count):
-            weight = splat(self.scratch[self.at["weights"] + (head + i) * BLOCK + index], LANES)
-            for j, value in enumerate(values):
-                results[i * size + j] = fma(weight, value, results[i * size + j])
+    def weighted_values(self, present: Pages, span: Pages) -> None:
+        """Add the block's positions to the results."""
+        for piece in split(self.spec.group, self.spec.vectors):
+            self.value_tile(piece, present, span, copied=False, fetch=piece[0] == 0)
+        with T.If(T.Or(span[0] > 0, span[1] < BLOCK)), T.Then():
+            self.fetch_next(self.source.values)
 
 
 class Prefill(Walk):
-    """Several tokens: the block is widened into the scratch once, and tiles of rows read it from there."""
+    """Several tokens: tiles of rows take turns, over a widened copy of the block if that pays."""
 
     @property
     def tiles(self) -> Expr:
         """Return how many tiles cover the rows."""
         return (self.count * self.spec.group + self.spec.tile_rows - 1) // self.spec.tile_rows
 
-    def scores(self, block: Expr, pages: Pages) -> None:
-        """Write the scores of the block's pages."""
+    def scores(self, present: Pages, limit: Expr, edge: Expr) -> None:
+        """Leave the weights of the block; `limit` is the last index that the first token attends to."""
         spec = self.spec
-        self.copy_value_scales(block, pages)
-        with T.serial(*pages) as page:
-            start = keep(self.block(page) * T.int64(spec.dim * PAGE))
-            index = keep(page - block * BLOCK_PAGES)
-            with T.serial(0, spec.dim) as d:
-                key = self.source.cached(self.source.keys, start, d * PAGE)
-                store(self.scratch, self.at["keys"] + d * BLOCK + index * PAGE, key)
+        for buffer in (self.source.keys, self.source.values):
+            self.fetch_next(buffer)
+        if spec.copies:
+            self.copy_keys(present)
         at_once = spec.vectors // spec.tile_rows
-        with T.serial(0, self.tiles) as tile:
-            for first in range(0, BLOCK_PAGES, at_once):
-                self.score_tile(keep(tile * spec.tile_rows), block, pages, range(first, first + at_once))
-
-    def score_tile(self, row: Expr, block: Expr, pages: Pages, indexes: range) -> None:
-        """Write the scores of a tile of rows for some pages of the block, present or not."""
-        spec = self.spec
-        sums = vectors(spec.tile_rows * len(indexes))
-        for i in range(spec.tile_rows * len(indexes)):
-            sums[i] = constant(0.0)
-        with T.serial(0, spec.dim) as d:
-            place = self.at["keys"] + d * BLOCK
-            keys = [load(self.scratch, place + index * PAGE) for index in indexes]
-            for i in range(spec.tile_rows):
-                q = splat(self.scratch[self.at["q"] + (row + i) * spec.dim + d], LANES)
-                for j, key in enumerate(keys):
-                    sums[i * len(keys) + j] = fma(q, key, sums[i * len(keys) + j])
-        for j, index in enumerate(indexes):
-            page = keep(T.min(T.max(block * BLOCK_PAGES + index, pages[0]), pages[1] - 1))
-            pair = self.block(page)
-            for i in range(spec.tile_rows):
-                self.write_scores(row + i, index, sums[i * len(indexes) + j], pair)
-
-    def weighted_values(self, block: Expr, pages: Pages, begin: Expr, end: Expr) -> None:
-        """Add the block's positions [begin, end), one by one, to the results."""
-        spec = self.spec
-        self.copy_values(block, pages, begin, end)
+        whole = keep(T.And(present[0] == 0, present[1] == BLOCK_PAGES))
         with T.serial(0, self.tiles) as tile:
             row = keep(tile * spec.tile_rows)
-            for columns in split(spec.dim // LANES, spec.vectors // spec.tile_rows):
-                results = vectors(spec.tile_rows * columns[1])
-                self.accumulators(row, spec.tile_rows, columns, results)
-                with T.serial(begin, end) as index:
-                    self.add_position(row, columns, index, results)
-                self.store_results(row, spec.tile_rows, columns, results)
+            rows = row, spec.tile_rows
+            with T.If(whole):
+                with T.Then():
+                    for first in range(0, BLOCK_PAGES, at_once):
+                        indexes = range(first, first + at_once)
+                        self.score_tile(rows, indexes, copied=spec.copies, fetch=False)
+                with T.Else(), T.serial(*present) as index:
+                    self.score_tile(rows, [index], copied=spec.copies, fetch=False)
+            with T.If(edge), T.Then(), T.serial(0, spec.tile_rows) as i:
+                self.mask(row + i, limit + (row + i) // spec.group)
+            for i in range(spec.tile_rows):
+                self.softmax(row + i)
 
-    def copy_values(self, block: Expr, pages: Pages, begin: Expr, end: Expr) -> None:
-        """Widen the positions [begin, end) of the block; others may be unwritten."""
+    def copy_keys(self, present: Pages) -> None:
+        """Widen the block's keys."""
+        with T.serial(*present) as index:
+            start = keep(self.start(index))
+            with T.serial(0, self.spec.dim) as d:
+                key = self.source.cached(self.source.keys, start, d * PAGE)
+                store(self.scratch, self.at["keys"] + d * BLOCK + index * PAGE, key)
+
+    def weighted_values(self, present: Pages, span: Pages) -> None:
+        """Add the block's positions to the results."""
         spec = self.spec
-        with T.serial(*pages) as page:
-            start = keep(self.block(page) * T.int64(spec.dim * PAGE))
-            index = keep((page - block * BLOCK_PAGES) * PAGE)
-            first = keep(T.max(begin - index, 0) * (spec.dim // LANES))
-            with T.serial(first, T.min(end - index, PAGE) * (spec.dim // LANES)) as i:
+        if spec.copies:
+            self.copy_values(present, span)
+        with T.serial(0, self.tiles) as tile:
+            rows = keep(tile * spec.tile_rows), spec.tile_rows
+            self.value_tile(rows, present, span, copied=spec.copies, fetch=False)
+
+    def copy_values(self, present: Pages, span: Pages) -> None:
+        """Widen the positions [*span) of the block; others may be unwritten."""
+        spec = self.spec
+        columns = spec.dim // LANES
+        with T.serial(*present) as index:
+            start, before = keep(self.start(index)), keep(index * PAGE)
+            begin = keep(T.max(span[0] - before, 0) * columns)
+            with T.serial(begin, T.min(span[1] - before, PAGE) * columns) as i:
                 value = self.source.cached(self.source.values, start, i * LANES)
-                store(self.scratch, self.at["values"] + index * spec.dim + i * LANES, value)
-
-    def add_position(self, row: Expr, columns: tuple[int, int], index: Expr, results: Registers) -> None:
-        """Add one position of the block to a tile of rows."""
-        spec = self.spec
-        first, size = columns
-        place = self.at["values"] + index * spec.dim + first * LANES
-        values = [load(self.scratch, place + j * LANES) for j in range(size)]
-        for i in range(spec.tile_rows):
-            weight = splat(self.scratch[self.at["weights"] + (row + i) * BLOCK + index], LANES)
-            for j, value in enumerate(values):
-                results[i * size + j] = fma(weight, value, results[i * size + j])
+                store(self.scratch, self.at["values"] + before * spec.dim + i * LANES, value)
