@@ -93,10 +93,7 @@ class Engine:
 
     @classmethod
     def _assemble(cls, artifact: Artifact, threads: int | None, kv_bytes: int | None) -> Self:
-        text = artifact.read_text("tokenizer.json")
-        if text is None:
-            raise ArtifactRefused("the artifact has no tokenizer.json", where=str(artifact.path))
-        tokenizer = Tokenizer(text, where=str(artifact.path / "tokenizer.json"))
+        tokenizer = Tokenizer.of(artifact)
         template = artifact.read_text("chat_template.jinja")
         model = artifact.manifest.model
         generation = GenerationConfig.parse(artifact.read_text("generation_config.json"))
@@ -247,6 +244,7 @@ class Engine:
 
         Raises: ArtifactRefused if the chat template is wrong.
         """
+        self.tokenizer.prepare()
         if self.chat_template is not None:
             _ = self.chat_template.compiled
 

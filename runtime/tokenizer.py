@@ -1,14 +1,19 @@
 """Text to tokens and back, one token at a time where an answer streams."""
 
-import json
 import re
+from collections.abc import Callable
 from collections.abc import Sequence as Items
 from functools import cached_property
-from pathlib import Path
 
 from tokenizers import Tokenizer as FastTokenizer
 
 from tokc.errors import ArtifactRefused
+from tokc.runtime.artifact import Artifact
+from tokc.runtime.narrow_tokenizer import NarrowTokenizer
+from tokc.runtime.vocabulary import Vocabulary
+
+TOKENIZER, VOCABULARY = "tokenizer.json", "tokenizer.table"
+MOST_CHARACTERS = 4000
 
 REPLACEMENT = "\ufffd"
 CONTEXT_TOKENS = 6
@@ -18,56 +23,111 @@ LONGEST_HELD = 16
 class Tokenizer:
     """Wraps a Hugging Face `tokenizer.json`."""
 
-    def __init__(self, text: str, *, where: str = "tokenizer.json") -> None:
-        """Read the text of a `tokenizer.json`.
+    def __init__(
+        self,
+        text: str | Callable[[], str],
+        *,
+        vocabulary: Vocabulary | None = None,
+        where: str = "tokenizer.json",
+    ) -> None:
+        """Read the text of a `tokenizer.json`; with its `vocabulary`, a function returns it if it is needed.
 
         Raises: ArtifactRefused if the tokenizers library cannot read it.
         """
-        try:
-            self._fast = FastTokenizer.from_str(text)
-        except Exception as error:  # the library raises bare Exception
-            raise ArtifactRefused(f"the tokenizer cannot be read: {error}", where=where) from error
-        self._fast.no_padding()
-        self._fast.no_truncation()
+        self._text, self._where = text, where
+        self._vocabulary = vocabulary
+        outline = self._parse(vocabulary.shell) if vocabulary is not None else self._whole
+        self._added = outline.get_added_tokens_decoder()
+        self._special = frozenset(token.content for token in self._added.values() if token.special)
+        self._decoder = outline.decoder
+        self._texts: dict[int, str | None] = {token: added.content for token, added in self._added.items()}
+        self._narrow = None if vocabulary is None else NarrowTokenizer(vocabulary, outline)
 
     @classmethod
-    def open(cls, path: Path) -> "Tokenizer":
-        """Read a `tokenizer.json`."""
-        return cls(path.read_text(encoding="utf-8"), where=str(path))
+    def of(cls, artifact: Artifact) -> "Tokenizer":
+        """Return the tokenizer of an artifact.
+
+        Raises: ArtifactRefused if it has none or the tokenizers library cannot read it.
+        """
+        where = str(artifact.path / TOKENIZER)
+        if TOKENIZER not in artifact.manifest.files:
+            raise ArtifactRefused(f"the artifact has no {TOKENIZER}", where=str(artifact.path))
+        vocabulary = None
+        if VOCABULARY in artifact.manifest.files:
+            vocabulary = Vocabulary.open(artifact.path / VOCABULARY)
+        return cls(lambda: artifact.read_text(TOKENIZER) or "", vocabulary=vocabulary, where=where)
+
+    @property
+    def is_whole(self) -> bool:
+        """Say whether the whole vocabulary has been read."""
+        return self._narrow is None
+
+    def prepare(self) -> None:
+        """Read the whole vocabulary now, instead of when a long text or many short ones come."""
+        _ = self._whole
 
     @property
     def vocab_size(self) -> int:
         """Return the number of tokens, added ones included."""
-        return int(self._fast.get_vocab_size())
+        if self._vocabulary is None:
+            return int(self._whole.get_vocab_size())
+        size = len(self._vocabulary)
+        return size + sum(self._vocabulary.find(token.content) is None for token in self._added.values())
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Return the tokens of `text`; a chat template writes its special tokens itself."""
-        return list(self._fast.encode(text, add_special_tokens=add_special_tokens).ids)
+        narrow = self._narrow
+        if narrow is not None and len(text) <= MOST_CHARACTERS:
+            tokens = narrow.encode(text, add_special_tokens=add_special_tokens)
+            if tokens is not None:
+                return tokens
+        return list(self._whole.encode(text, add_special_tokens=add_special_tokens).ids)
 
     def decode(self, tokens: Items[int], *, skip_special_tokens: bool = True) -> str:
         """Return the text of `tokens`."""
-        return str(self._fast.decode(tokens, skip_special_tokens=skip_special_tokens))
+        texts = [text for token in tokens if (text := self._token_text(token)) is not None]
+        if skip_special_tokens:
+            texts = [text for text in texts if text not in self._special]
+        return " ".join(texts) if self._decoder is None else str(self._decoder.decode(texts))
 
     def token_bytes(self, token: int) -> bytes:
         """Return what one token stands for; possibly a part of a character."""
-        text = self._fast.id_to_token(token)
+        text = self._token_text(token)
         if text is None:
             return b""
         if token in self._added:
-            return str(text).encode()
+            return text.encode()
         if match := re.fullmatch(r"<0x([0-9A-F]{2})>", text):
             return bytes([int(match[1], 16)])
         if self._byte_level:
             return bytes(_BYTE_OF[character] for character in text)
-        return str(text).replace("\u2581", " ").encode()
+        return text.replace("\u2581", " ").encode()
+
+    def _token_text(self, token: int) -> str | None:
+        if token not in self._texts:
+            lookup = self._whole.id_to_token if self._vocabulary is None else self._vocabulary.text
+            self._texts[token] = lookup(token)
+        return self._texts[token]
 
     @cached_property
-    def _added(self) -> frozenset[int]:
-        return frozenset(self._fast.get_added_tokens_decoder())
+    def _whole(self) -> FastTokenizer:
+        text = self._text if isinstance(self._text, str) else self._text()
+        whole = self._parse(text)
+        self._narrow = None
+        return whole
+
+    def _parse(self, text: str) -> FastTokenizer:
+        try:
+            fast = FastTokenizer.from_str(text)
+        except Exception as error:  # the library raises bare Exception
+            raise ArtifactRefused(f"the tokenizer cannot be read: {error}", where=self._where) from error
+        fast.no_padding()
+        fast.no_truncation()
+        return fast
 
     @cached_property
     def _byte_level(self) -> bool:
-        return '"ByteLevel"' in json.dumps(json.loads(self._fast.to_str())["decoder"])
+        return self._decoder is not None and b'"ByteLevel"' in self._decoder.__getstate__()
 
 
 class TextStream:

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import tokc
+from tokc.artifact.vocabulary import vocabulary_tensors
 from tokc.artifact.writer import canonical_json, compact_json, write_files, write_safetensors, written_aside
 from tokc.errors import TokcError, UnknownOption
 from tokc.importers import import_model
@@ -14,6 +15,7 @@ from tokc.ir.ops import node_cost
 from tokc.ir.program import KvDtype, Program
 from tokc.pipeline import Pipeline
 from tokc.runtime.manifest import FileInfo, KvInfo, LimitsInfo, Manifest, ModelInfo
+from tokc.runtime.tokenizer import VOCABULARY
 from tokc.targets.base import BoundTarget, Limits, Lowered, Precision
 from tokc.targets.table import named_target, runs_here
 
@@ -177,7 +179,7 @@ def _write(folder: Path, made: Build, lowered: Lowered, run: Instruments, progre
         "cost.json": canonical_json(work_of(program)),
         **_texts(program),
     }
-    entries = {WEIGHTS_FILE: weights, **write_files(folder, files)}
+    entries = {WEIGHTS_FILE: weights, **write_files(folder, files), **_vocabulary(folder, program)}
     manifest = _manifest(made.artifact.name.removesuffix(".tokc"), program, lowered, pipeline)
     if run.check and runs_here(lowered.info):
         progress("check the lowered program against the last pass")
@@ -208,6 +210,16 @@ def _texts(program: Program) -> dict[str, bytes]:
         "chat_template.jinja": program.assets.chat_template,
     }
     return {name: text.encode() for name, text in texts.items() if text is not None}
+
+
+def _vocabulary(folder: Path, program: Program) -> dict[str, FileInfo]:
+    """Write the vocabulary's table, if the tokenizer has one that suits it."""
+    text = program.assets.tokenizer_json
+    tensors = None if text is None else vocabulary_tensors(text)
+    if tensors is None:
+        return {}
+    digest = write_safetensors(folder / VOCABULARY, tensors)
+    return {VOCABULARY: FileInfo(sha256=digest, bytes=(folder / VOCABULARY).stat().st_size)}
 
 
 def _manifest(name: str, program: Program, lowered: Lowered, pipeline: str) -> Manifest:

@@ -16,6 +16,7 @@ from tokc.errors import ArtifactRefused
 from tokc.runtime.artifact import Artifact
 from tokc.runtime.engine import Engine
 from tokc.runtime.executors import cpu
+from tokc.runtime.tokenizer import Tokenizer
 
 GIB = 1 << 30
 MIB = 1 << 20
@@ -73,7 +74,9 @@ def test_a_rebuild_in_another_folder_has_the_same_bytes(
     assert [name for name in ours if ours[name] != theirs[name]] == []
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "kernels/step.so", "plan.json", "tokenizer.json"])
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "kernels/step.so", "plan.json", "tokenizer.json", "tokenizer.table"]
+)
 @pytest.mark.parametrize("damage", ["truncated", "one bit"])
 def test_a_damaged_file_is_refused_by_name(copy: Path, name: str, damage: str) -> None:
     content = bytearray((copy / name).read_bytes())
@@ -145,6 +148,19 @@ def test_an_artifact_loads_fast(smollm2_int4: BuiltModel, figure: Callable[[str]
             times.append(time.perf_counter() - start)
     figure(f"load of the int4 artifact, hashes checked: {min(times):.2f} s (aim: {TARGET_LOAD_S} s)")
     assert min(times) < MOST_LOAD_S
+
+
+def test_the_table_beside_the_tokenizer_encodes_as_the_tokenizer(smollm2_int4: BuiltModel) -> None:
+    whole = Tokenizer((smollm2_int4.path / "tokenizer.json").read_text())
+    artifact = Artifact.open(smollm2_int4.path, verify=False)
+    text = Path(__file__).read_text() + "Zażółć gęślą jaźń — 日本語 🦊 1234567 <|im_start|>user\n\n\t x"
+    for start in range(0, len(text), 300):
+        narrow = Tokenizer.of(artifact)
+        piece = text[start : start + 300]
+        ids = whole.encode(piece)
+        assert narrow.encode(piece) == ids
+        assert narrow.decode(ids) == whole.decode(ids)
+        assert not narrow.is_whole, "a short text needs the table alone"
 
 
 def test_serving_takes_little_more_memory_than_weights_and_cache(

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokc.errors import RequestRefused
@@ -34,12 +34,14 @@ def test_greedy_takes_the_lowest_of_equal_tokens() -> None:
 
 
 @given(st.integers(0, 99), st.integers(1, VOCAB))
+@settings(deadline=None)
 def test_top_k_leaves_the_k_likeliest(seed: int, k: int) -> None:
     logits = logits_of(seed)
     assert allowed(logits, top_k=k) <= set(np.argsort(-logits, kind="stable")[:k].tolist())
 
 
 @given(st.integers(0, 99), st.floats(0.05, 0.99))
+@settings(deadline=None)
 def test_top_p_leaves_the_smallest_set_that_reaches_p(seed: int, p: float) -> None:
     logits = logits_of(seed)
     order = np.argsort(-logits, kind="stable")
@@ -51,6 +53,7 @@ def test_top_p_leaves_the_smallest_set_that_reaches_p(seed: int, p: float) -> No
 
 
 @given(st.integers(0, 99), st.floats(0.01, 0.9))
+@settings(deadline=None)
 def test_min_p_leaves_tokens_near_the_likeliest(seed: int, p: float) -> None:
     logits = logits_of(seed)
     ratios = np.exp(logits - logits.max())
@@ -97,6 +100,7 @@ def test_a_row_is_chosen_alike_beside_any_others() -> None:
 
 
 @given(st.lists(st.integers(-3, 3), min_size=1, max_size=40), st.integers(1, 40))
+@settings(deadline=None)
 def test_top_ids_orders_equal_values_by_id(values: list[int], count: int) -> None:
     row = np.array(values, np.float32)
     assert top_ids(row, count).tolist() == np.argsort(-row, kind="stable")[:count].tolist()
