@@ -64,7 +64,7 @@ class Block:
                     self.fetch(span, begin, (at, count // step))
                     self.tile(span, keep(first + at * step), step, (begin, end))
                 done = keep(first + count // step * step)
-                for rest in REST_ROWS:
+                for rest in (count for count in REST_ROWS if count < step):
                     left = keep(first + count - done)
                     with T.If(left >= rest), T.Then():
                         self.tile(span, done, rest, (begin, end))
