@@ -84,6 +84,11 @@ class QuantLinear:
             return 8 if self.symmetric else 0
         return 128 if self.isa.dot in {"vpdpbusd", "usdot"} else 0
 
+    @property
+    def pairwise(self) -> bool:
+        """Return whether products are added in 16-bit pairs first, which take registers of their own."""
+        return self.isa.dot == "pmaddubsw"
+
     def build(self) -> Any:
         """Return the PrimFunc."""
         from tokc.targets.cpu.kernels.quant_linear_tile import build

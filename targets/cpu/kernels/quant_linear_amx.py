@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 from tvm.tirx.script.builder import ir as T
 
 from tokc.targets.cpu.kernels.quant_linear import GROUP, L2_BYTES
+from tokc.targets.cpu.kernels.quant_linear_sums import QUADS
 from tokc.targets.cpu.kernels.tir import Expr, ramp, registers, splat, stack, zeros
 
 if TYPE_CHECKING:
     from tokc.targets.cpu.kernels.quant_linear_stream import Stream
     from tokc.targets.cpu.kernels.quant_linear_tile import Body
 
-QUADS = GROUP // 4
 ROWS = 16
 ROW_BYTES = 64
 SUMS, ACTIVATIONS, WEIGHTS = 0, 4, 6

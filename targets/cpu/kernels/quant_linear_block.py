@@ -8,18 +8,20 @@ Between parts the rows' totals wait in y. A row's operations and their order are
 its bits are too.
 """
 
+from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 from tvm.tirx.script.builder import ir as T
 
 from tokc.targets.cpu.kernels.quant_linear import GROUP, TILES_AT_ONCE
+from tokc.targets.cpu.kernels.quant_linear_sums import QUADS, Sums
 from tokc.targets.cpu.kernels.tir import Expr, prefetch, ramp, registers, splat, stack, zeros
 from tokc.targets.cpu.kernels.vector_math import keep
 
 if TYPE_CHECKING:
     from tokc.targets.cpu.kernels.quant_linear_tile import Body
 
-QUADS = GROUP // 4
 LINE_BYTES = 64
 MOST_ROWS = 512
 MOST_PART_GROUPS = 24
@@ -35,12 +37,11 @@ class Block:
         """Declare registers, and room on the stack."""
         spec, self.lanes = body.spec, body.lanes
         self.body, self.spec = body, spec
-        self.rows, self.tiles = (4, 1) if body.pairwise else (spec.isa.accumulators * 3 // 4, TILES_AT_ONCE)
+        self.rows, self.tiles = (4, 1) if spec.pairwise else (spec.isa.accumulators * 3 // 4, TILES_AT_ONCE)
         self.parts, self.size = parts(spec.groups)
         count, outputs = self.rows * self.tiles, self.tiles * self.lanes
         self.total = registers(count, self.lanes, "float32")
-        self.sums = registers(count, self.lanes, "int32")
-        self.pairs = registers(count, 2 * self.lanes, "int16") if body.pairwise else None
+        self.sums = Sums(spec, body.xq, count)
         self.quants = stack(self.size * GROUP * outputs, "uint8")
         self.scales = stack(self.size * outputs * 4, "float32")
         self.offsets = None if spec.symmetric else stack(self.size * outputs * 4, "float32")
@@ -108,7 +109,10 @@ class Block:
         self.row_terms(row, count, begin, end)
         self.load_totals(span, row, count, begin)
         with T.serial(0, end - begin) as group:
-            self.integer_sums(row, count, begin, group)
+            corrections = partial(self.correction, group)
+            self.sums.compute(
+                (row, count), begin + group, self.tiles, corrections, self.unpacked_quads(group)
+            )
             self.add_group(row, count, begin, group)
         self.store_totals(span, row, count, end)
 
@@ -123,29 +127,14 @@ class Block:
                 if self.shifts is not None:
                     T.buffer_store(self.shifts, body.xs[at] * T.Cast("float32", body.xsum[at]), [place])
 
-    def integer_sums(self, row: Expr, count: int, begin: Expr, group: Expr) -> None:
-        """Leave the group's exact integer sums in `sums`."""
-        body, lanes, width = self.body, self.lanes, 4 * self.lanes
-        in_pairs = self.pairs if self.spec.bits == 4 else None
-        for i in range(count * self.tiles):
-            if in_pairs is not None:
-                in_pairs[i] = zeros(2 * lanes, "int16")
-            else:
-                self.sums[i] = self.correction(i // self.tiles, group)
+    def unpacked_quads(self, group: Expr) -> Iterator[tuple[list[Expr], int]]:
+        """Yield vectors of four columns of every tile of the span, from the stack."""
+        width = 4 * self.lanes
         for quad in range(QUADS):
             places = [((group * self.tiles + j) * QUADS + quad) * width for j in range(self.tiles)]
-            quants = [T.Bind(self.quants[ramp(place, width)]) for place in places]
-            for i in range(count):
-                at = (row + i) * (self.spec.k // 4) + (begin + group) * QUADS + quad
-                x = T.Bind(splat(body.xq[at], lanes))
-                for j in range(self.tiles):
-                    body.multiply(i * self.tiles + j, quants[j], x, self.sums, self.pairs)
-        if in_pairs is not None:
-            for i in range(count * self.tiles):
-                correction = self.correction(i // self.tiles, group)
-                self.sums[i] = correction + body.widened(in_pairs[i])
+            yield [T.Bind(self.quants[ramp(place, width)]) for place in places], quad
 
-    def correction(self, i: int, group: Expr) -> Expr:
+    def correction(self, group: Expr, i: int) -> Expr:
         """Return what the stored zero adds to the sums of the tile's row `i`."""
         if self.corrections is None:
             return zeros(self.lanes, "int32")

@@ -5,18 +5,19 @@ CPU's prefetchers stop at the end of a 4 KiB page, and one stream alone leaves a
 bandwidth unused. More rows take one tile of weights at a time, several times.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from tvm.tirx.script.builder import ir as T
 
-from tokc.targets.cpu.kernels.quant_linear import GROUP, TILES_AT_ONCE
-from tokc.targets.cpu.kernels.tir import Expr, prefetch, prefetch_once, registers, splat, zeros
+from tokc.targets.cpu.kernels.quant_linear import TILES_AT_ONCE
+from tokc.targets.cpu.kernels.quant_linear_sums import Sums
+from tokc.targets.cpu.kernels.tir import Expr, prefetch, registers, zeros
 
 if TYPE_CHECKING:
     from tokc.targets.cpu.kernels.quant_linear_tile import Body
 
-QUADS = GROUP // 4
 LINE_BYTES = 64
 STREAMS = TILES_AT_ONCE
 AHEAD_BYTES, AHEAD_BYTES_ONCE = 16384, 12288
@@ -31,8 +32,7 @@ class Stream:
         self.most = self.spec.isa.accumulators
         count = max(self.most, STREAMS * self.most_rows)
         self.total = registers(count, self.lanes, "float32")
-        self.sums = registers(count, self.lanes, "int32")
-        self.pairs = registers(count, 2 * self.lanes, "int16") if body.pairwise else None
+        self.sums = Sums(self.spec, body.xq, count)
         spans, arguments = self.spec.tiles // STREAMS, body.arguments
         self.low = T.Bind(spans * arguments.tid // arguments.threads * STREAMS)
         self.high = T.Bind(spans * (arguments.tid + 1) // arguments.threads * STREAMS)
@@ -41,7 +41,7 @@ class Stream:
     @property
     def most_rows(self) -> int:
         """Return how many rows are computed exactly, with every weight read once."""
-        return self.most // 2 if self.body.pairwise else self.most * 3 // 4
+        return self.most // 2 if self.spec.pairwise else self.most * 3 // 4
 
     def emit(self) -> None:
         """Compute all rows of the thread's tiles."""
@@ -76,7 +76,8 @@ class Stream:
         with T.serial(0, self.spec.groups) as group:
             for tile in tiles:
                 self.fetch(tile, group, once=once)
-            self.integer_sums(tiles, row, count, group)
+            corrections = partial(self.correction, row, group)
+            self.sums.compute((row, count), group, width, corrections, self.quads(tiles, group))
             for j, tile in enumerate(tiles):
                 scale, offset = body.scale_and_offset(tile, group)
                 for i in range(count):
@@ -88,27 +89,14 @@ class Stream:
             for j, tile in enumerate(tiles):
                 body.store(self.total[i * width + j], tile, row + i)
 
-    def integer_sums(self, tiles: Sequence[Expr], row: Expr, count: int, group: Expr) -> None:
-        """Leave the group's exact integer sums in `sums`."""
-        body, spec, width = self.body, self.spec, len(tiles)
-        in_pairs = self.pairs if spec.bits == 4 else None
-        for i in range(count):
-            for j in range(width):
-                if in_pairs is not None:
-                    in_pairs[i * width + j] = zeros(2 * self.lanes, "int16")
-                else:
-                    self.sums[i * width + j] = body.correction((row + i) * spec.groups + group)
-        for vectors in zip(*(body.packed_quads(tile, group) for tile in tiles), strict=True):
-            for i in range(count):
-                at = (row + i) * (spec.k // 4) + group * QUADS + vectors[0][1]
-                x = splat(body.xq[at], self.lanes)
-                for j, (quants, _) in enumerate(vectors):
-                    body.multiply(i * width + j, quants, x, self.sums, self.pairs)
-        if in_pairs is not None:
-            for i in range(count):
-                for j in range(width):
-                    correction = body.correction((row + i) * spec.groups + group)
-                    self.sums[i * width + j] = correction + body.widened(in_pairs[i * width + j])
+    def correction(self, row: Expr, group: Expr, i: int) -> Expr:
+        """Return what the stored zero adds to the sums of row `row` + i."""
+        return self.body.correction((row + i) * self.spec.groups + group)
+
+    def quads(self, tiles: Sequence[Expr], group: Expr) -> Iterator[tuple[list[Expr], int]]:
+        """Yield vectors of four columns of every tile."""
+        for vectors in zip(*(self.body.packed_quads(tile, group) for tile in tiles), strict=True):
+            yield [quants for quants, _ in vectors], vectors[0][1]
 
     def fetch(self, tile: Expr, group: Expr, *, once: bool) -> None:
         """Ask for the packed weights that this thread reads later, in equal parts a group.
@@ -120,7 +108,4 @@ class Stream:
         for line in range(0, part, LINE_BYTES):
             ahead = AHEAD_BYTES_ONCE if once else AHEAD_BYTES
             place = self.body.w[T.min(tile * spec.tile_bytes + group * part + (ahead + line), self.last)]
-            if once:
-                prefetch_once(place)
-            else:
-                prefetch(place)
+            prefetch(place, once=once)

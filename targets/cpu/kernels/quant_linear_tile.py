@@ -15,8 +15,6 @@ from tokc.targets.cpu.kernels.quant_linear_stream import Stream
 from tokc.targets.cpu.kernels.tir import (
     Arguments,
     Expr,
-    Registers,
-    dot_u8,
     function,
     intrinsic,
     ramp,
@@ -38,7 +36,6 @@ class Body:
     def __init__(self, spec: QuantLinear, arguments: Arguments) -> None:
         """Declare buffers."""
         self.spec, self.arguments, self.lanes = spec, arguments, spec.isa.lanes
-        self.pairwise = spec.isa.dot == "pmaddubsw"
         self.w, self.half = arguments.buffer("w", "uint8"), arguments.buffer("w", "float16")
         self.xq, self.xs = arguments.buffer("xq", "int32"), arguments.buffer("xs", "float32")
         self.xsum, self.y = arguments.buffer("xsum", "int32"), arguments.buffer("y", "float32")
@@ -121,36 +118,3 @@ class Body:
                 integers, f"llvm.x86.avx512.vpdpwssd.{32 * lanes}", zeros(lanes, "int32"), sums, zero
             )
         return intrinsic(integers, "llvm.x86.avx2.pmadd.wd", sums, zero)
-
-    def multiply(
-        self, i: int, quants: Expr, activations: Expr, sums: Registers, pairs: Registers | None
-    ) -> None:
-        """Add the products of four columns to the sums of row `i`."""
-        if pairs is None:
-            sums[i] = dot_u8(self.spec.isa, sums[i], quants, activations)
-        elif self.spec.bits == 4:
-            pairs[i] = pairs[i] + self.products(quants, activations)
-        else:
-            sums[i] = sums[i] + self.widened(self.signed_products(quants, activations))
-
-    def products(self, unsigned: Expr, activations: Expr) -> Expr:
-        """Return i16 sums of two products; |2 * 15 * 127| stays far from saturation."""
-        signed = T.reinterpret(f"int8x{4 * self.lanes}", activations)
-        return intrinsic(f"int16x{2 * self.lanes}", "llvm.x86.avx2.pmadd.ub.sw", unsigned, signed)
-
-    def signed_products(self, quants: Expr, activations: Expr) -> Expr:
-        """Return i16 sums of two products of signed bytes: |x| times the weight with x's sign.
-
-        Exact for weights in [-127, 127]: 2 * 127 * 127 < 2**15.
-        """
-        signed = f"int8x{4 * self.lanes}"
-        x = T.reinterpret(signed, activations)
-        magnitude = intrinsic(signed, "llvm.x86.avx2.psign.b", x, x)
-        turned = intrinsic(signed, "llvm.x86.avx2.psign.b", T.reinterpret(signed, quants), x)
-        unsigned = T.reinterpret(f"uint8x{4 * self.lanes}", magnitude)
-        return intrinsic(f"int16x{2 * self.lanes}", "llvm.x86.avx2.pmadd.ub.sw", unsigned, turned)
-
-    def widened(self, pairs: Expr) -> Expr:
-        """Add neighbouring i16 into i32."""
-        ones = splat(T.int16(1), 2 * self.lanes)
-        return intrinsic(f"int32x{self.lanes}", "llvm.x86.avx2.pmadd.wd", pairs, ones)

@@ -97,15 +97,13 @@ def intrinsic(dtype: str, name: str, *operands: Expr) -> Expr:
     return T.call_llvm_pure_intrin(dtype, name, *operands)
 
 
-def prefetch(place: Expr) -> None:
-    """Ask for the cache line of a buffer's element, for a read, into L2 (prefetcht1); never faults."""
-    arguments = T.address_of(place), T.int32(0), T.int32(2), T.int32(1)
-    T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", *arguments))
+def prefetch(place: Expr, *, once: bool = False) -> None:
+    """Ask for the cache line of a buffer's element, for a read; never faults.
 
-
-def prefetch_once(place: Expr) -> None:
-    """Ask for the cache line of what is read once, past the outer caches (prefetchnta); never faults."""
-    arguments = T.address_of(place), T.int32(0), T.int32(0), T.int32(1)
+    Into L2 (prefetcht1), or for what is read `once` past the outer caches (prefetchnta).
+    """
+    locality = T.int32(0 if once else 2)
+    arguments = T.address_of(place), T.int32(0), locality, T.int32(1)
     T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", *arguments))
 
 
