@@ -112,10 +112,10 @@ def magnitude(vector: Expr) -> Expr:
     return keep(intrinsic(F32, "llvm.fabs", vector))
 
 
-def exponential(x: Expr, low: float = EXP_LOW) -> Expr:
-    """Return exp(x), 0 below `low`; exp(0) is exactly 1."""
+def exponential(x: Expr) -> Expr:
+    """Return exp(x), 0 below `EXP_LOW`; exp(0) is exactly 1."""
     x = keep(x)
-    clamped = keep(T.max(T.min(x, constant(EXP_HIGH)), constant(low)))
+    clamped = keep(T.max(T.min(x, constant(EXP_HIGH)), constant(EXP_LOW)))
     power = nearest(multiply(clamped, constant(1 / math.log(2))))
     rest = fma(power, constant(-LN2_HIGH), clamped)
     rest = fma(power, constant(-LN2_LOW), rest)
@@ -125,7 +125,7 @@ def exponential(x: Expr, low: float = EXP_LOW) -> Expr:
     mantissa = fma(polynomial, multiply(rest, rest), rest)
     bits = (T.Cast(I32, power) + splat(127, LANES)) << splat(23, LANES)
     value = multiply(keep(mantissa + constant(1.0)), keep(T.reinterpret(F32, bits)))
-    return keep(T.Select(x >= constant(low), value, constant(0.0)))
+    return keep(T.Select(x >= constant(EXP_LOW), value, constant(0.0)))
 
 
 def silu(x: Expr) -> Expr:
