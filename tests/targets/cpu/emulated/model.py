@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pytest
 
 from tests.targets.cpu.emulated.emulator import HARNESS, Memory, Process, architecture, compile_program
+from tokc.runtime import reading
 from tokc.runtime.artifact import Artifact
 from tokc.runtime.executors import cpu
 from tokc.runtime.executors.base import Batch
@@ -55,6 +56,7 @@ class EmulatedExecutor(cpu.CpuExecutor):
         monkeypatch.setattr(cpu, "require_features", lambda *_: None)
         monkeypatch.setattr(cpu, "load_library", lambda _: NoLibrary())
         monkeypatch.setattr(cpu, "_anonymous", self._lender.take)
+        monkeypatch.setattr(reading, "anonymous", self._lender.take)
         artifact = Artifact.open(folder)
         super().__init__(artifact, threads=2, kv_bytes=KV_BYTES)
         target = artifact.manifest.target
