@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.targets.cpu.chunks import answers
 from tests.tiny_models import FAMILIES, tiny_folder
 from tokc.compiler import Request, build, precision
 from tokc.quality.divergence import logits
 from tokc.runtime.artifact import Artifact
-from tokc.runtime.executors.base import Batch
 from tokc.runtime.executors.cpu import CpuExecutor
 
 TOKENS = 40
@@ -18,18 +18,12 @@ TOKENS = 40
 PRECISIONS = {("f32", "f32"): 2e-4, ("int8", "f16"): 0.05, ("int4", "int8"): 0.1}
 
 
-def answers(artifact: Path, ids: np.ndarray, chunk: int) -> np.ndarray:
-    """Run one sequence through the executor in chunks, on pages in descending order."""
+def fresh_answers(artifact: Path, ids: np.ndarray, chunk: int) -> np.ndarray:
+    """Run one sequence through an executor of its own, so that no cache holds what another run wrote."""
     executor = CpuExecutor.open(Artifact.open(artifact), threads=2)
-    table = np.arange(-(-len(ids) // executor.page_size), dtype=np.int32)[None, ::-1]
-    parts = []
-    for start in range(0, len(ids), chunk):
-        part = ids[start : start + chunk].astype(np.int32)
-        count = np.arange(len(part), dtype=np.int32)
-        batch = Batch(part, start + count, np.zeros_like(count), np.ascontiguousarray(table), count)
-        parts.append(executor.step(batch).copy())
+    found = answers(executor, ids, chunk)
     executor.close()
-    return np.concatenate(parts)
+    return found
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -42,8 +36,8 @@ def test_lowered_families_answer_as_their_programs_do(
     built = build(request, tmp_path / "model.tokc")
     ids = np.random.default_rng(5).integers(0, built.program.config.vocab, TOKENS)
     expected = logits(built.program, ids)[0]
-    whole = answers(built.artifact, ids, TOKENS)
+    whole = fresh_answers(built.artifact, ids, TOKENS)
     error = np.abs(whole - expected).max() / np.abs(expected).max()
     assert error < PRECISIONS[weights, kv]
     for chunk in (1, 7, 16):
-        assert (answers(built.artifact, ids, chunk) == whole).all(), f"chunks of {chunk} change bits"
+        assert (fresh_answers(built.artifact, ids, chunk) == whole).all(), f"chunks of {chunk} change bits"

@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.targets.cpu.chunks import answers
 from tests.targets.cpu.emulated.emulator import architecture
 from tests.targets.cpu.emulated.model import SYSROOTS, EmulatedExecutor
 from tests.tiny_models import tiny_folder
 from tokc.compiler import Request, build, precision
 from tokc.runtime.artifact import Artifact
-from tokc.runtime.executors.base import Batch
 from tokc.runtime.executors.cpu import CpuExecutor
 from tokc.targets.cpu.isa import Isa, runnable_isas
 
@@ -24,18 +24,6 @@ MODELS = {
     ("gemma3", "int8", "f16"): 2e-3,
     ("qwen3", "int4", "int8"): 2e-3,
 }
-
-
-def answers(executor: CpuExecutor, ids: np.ndarray, chunk: int) -> np.ndarray:
-    """Run one sequence in chunks, on pages in descending order."""
-    table = np.arange(-(-len(ids) // executor.page_size), dtype=np.int32)[None, ::-1]
-    parts = []
-    for start in range(0, len(ids), chunk):
-        part = ids[start : start + chunk].astype(np.int32)
-        count = np.arange(len(part), dtype=np.int32)
-        batch = Batch(part, start + count, np.zeros_like(count), np.ascontiguousarray(table), count)
-        parts.append(executor.step(batch).copy())
-    return np.concatenate(parts)
 
 
 @pytest.mark.skipif(not runnable_isas(), reason="this CPU runs none of the instruction sets to compare with")
