@@ -9,6 +9,7 @@ import argparse
 import json
 import statistics
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,22 @@ class Side(Protocol):
     def verify(self, tokens: Tokens, position: int) -> Tokens:
         """Run tokens of sequence 0 from `position` on; returns the greedy next token after each of them."""
         ...
+
+
+class OwnChoice(ABC):
+    """A program that generates in a loop of its own: it feeds its own choices, one token a step."""
+
+    def step(self, tokens: Tokens, position: int) -> Tokens:  # noqa: ARG002 - it feeds its own choice
+        """Run the tokens that it chose last; returns the greedy next tokens."""
+        return self.following(len(tokens))
+
+    def verify(self, tokens: Tokens, position: int) -> Tokens:
+        """Refuse: no call continues a cache with several tokens and tells what follows each."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def following(self, sequences: int) -> Tokens:
+        """Return the next token of every sequence."""
 
 
 @dataclass(frozen=True)

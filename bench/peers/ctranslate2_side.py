@@ -7,10 +7,10 @@ from pathlib import Path
 import ctranslate2
 import numpy as np
 
-from bench.spans import Side, Span, Tokens, main
+from bench.spans import OwnChoice, Side, Span, Tokens, main
 
 
-class CTranslate2:
+class CTranslate2(OwnChoice):
     """An int8 model, and an iterator over the tokens that it generates."""
 
     def __init__(self, path: str, span: Span, threads: int) -> None:
@@ -29,17 +29,10 @@ class CTranslate2:
         self.generated = self.model.generate_tokens(
             words, max_length=self.steps, min_length=self.steps, sampling_topk=1
         )
-        return self._next(len(prompts))
+        return self.following(len(prompts))
 
-    def step(self, tokens: Tokens, position: int) -> Tokens:  # noqa: ARG002 - it feeds its own choice
-        """Run the tokens that it chose last; returns the greedy next tokens."""
-        return self._next(len(tokens))
-
-    def verify(self, tokens: Tokens, position: int) -> Tokens:
-        """Refuse: no call continues a cache with several tokens."""
-        raise NotImplementedError
-
-    def _next(self, sequences: int) -> Tokens:
+    def following(self, sequences: int) -> Tokens:
+        """Return the next token of every sequence."""
         return np.array([next(self.generated).token_id for _ in range(sequences)], np.int32)
 
 

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from tokc.runtime.executors.cpu import host_features
+
 FOLDER = Path(".venv-bench")
 NUMPY = "numpy==2.4.6"
 TORCH, TRANSFORMERS = "torch==2.13.0", "transformers==5.24.0"
@@ -41,15 +43,6 @@ OPTIONS = {
 V3_FLAGS = frozenset({"sse4_2", "avx", "avx2", "fma", "f16c", "bmi2"})
 
 
-def cpu_flags() -> frozenset[str]:
-    """Return the instruction sets of this CPU, in the kernel's spelling."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        name, _, flags = line.partition(":")
-        if name.strip() in {"flags", "Features"}:
-            return frozenset(flags.split())
-    return frozenset()
-
-
 def only(flags: frozenset[str]) -> str:
     """Return the CMake options that build llama.cpp for `flags` and nothing else."""
     chosen = [f"-D{option}={'ON' if flag in flags else 'OFF'}" for option, flag in OPTIONS.items()]
@@ -58,7 +51,8 @@ def only(flags: frozenset[str]) -> str:
 
 def native() -> str:
     """Return the CMake options that make llama.cpp fastest on this CPU."""
-    return only(cpu_flags()) if "amx_int8" in cpu_flags() else "-DGGML_NATIVE=ON"
+    flags = host_features()
+    return only(flags) if "amx_int8" in flags else "-DGGML_NATIVE=ON"
 
 
 @dataclass(frozen=True)

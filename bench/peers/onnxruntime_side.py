@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import onnxruntime_genai as og
 
-from bench.spans import Side, Span, Tokens, main
+from bench.spans import OwnChoice, Side, Span, Tokens, main
 
 
-class OnnxRuntime:
+class OnnxRuntime(OwnChoice):
     """A model, and a generator for each start."""
 
     def __init__(self, path: str, span: Span, threads: int) -> None:
@@ -33,17 +33,10 @@ class OnnxRuntime:
         self.generator = None
         self.generator = og.Generator(self.model, settings)
         self.generator.append_tokens(prompts)
-        return self._next(len(prompts))
+        return self.following(len(prompts))
 
-    def step(self, tokens: Tokens, position: int) -> Tokens:  # noqa: ARG002 - it feeds its own choice
-        """Run the tokens that it chose last; returns the greedy next tokens."""
-        return self._next(len(tokens))
-
-    def verify(self, tokens: Tokens, position: int) -> Tokens:
-        """Refuse: the model gives the last token's logits alone."""
-        raise NotImplementedError
-
-    def _next(self, sequences: int) -> Tokens:
+    def following(self, sequences: int) -> Tokens:
+        """Return the next token of every sequence."""
         assert self.generator is not None, "a step before the start"
         self.generator.generate_next_token()
         return np.array([self.generator.get_sequence(i)[-1] for i in range(sequences)], np.int32)

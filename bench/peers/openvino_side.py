@@ -13,7 +13,7 @@ import numpy.typing as npt
 import openvino as ov
 import openvino_genai as genai
 
-from bench.spans import Side, Span, Tokens, main
+from bench.spans import OwnChoice, Side, Span, Tokens, main
 
 BLOCK_TOKENS = 32
 STEP_TOKENS = 8192
@@ -24,7 +24,7 @@ def _settings(threads: int) -> dict[str, str | int]:
     return {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, **added}
 
 
-class Paged:
+class Paged(OwnChoice):
     """A pipeline, which chooses the greedy tokens itself, and the requests of the last start."""
 
     def __init__(self, path: str, span: Span, threads: int) -> None:
@@ -54,17 +54,10 @@ class Paged:
             self.pipeline.add_request(request, tensor, self.config)
             for request, tensor in zip(ids, tensors, strict=True)
         ]
-        return self._next()
+        return self.following(len(prompts))
 
-    def step(self, tokens: Tokens, position: int) -> Tokens:  # noqa: ARG002 - it feeds its own choice
-        """Run the tokens that it chose last; returns the greedy next tokens."""
-        return self._next()
-
-    def verify(self, tokens: Tokens, position: int) -> Tokens:
-        """Refuse: a step of the pipeline gives one row of logits a sequence."""
-        raise NotImplementedError
-
-    def _next(self) -> Tokens:
+    def following(self, sequences: int) -> Tokens:  # noqa: ARG002 - its requests tell
+        """Return the next token of every sequence."""
         self.pipeline.step()
         outputs = [next(iter(request.read().values())) for request in self.requests]
         return np.array([output.generated_ids[-1] for output in outputs], np.int32)
