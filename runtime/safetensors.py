@@ -15,7 +15,6 @@ from tokc.errors import ArtifactRefused
 
 Tensors = dict[str, npt.NDArray[np.generic]]
 LENGTH_BYTES = 8
-ALIGNMENT = 64
 
 _DTYPES: dict[str, np.dtype[np.generic]] = {
     "U8": np.dtype(np.uint8),

@@ -204,6 +204,7 @@ def summarize(
 def _work(launches: Sequence[Mapping[str, Any]], batch: Batch) -> Work:
     """Return the work of launches of one kernel."""
     flops, moved, memory, arithmetic = 0.0, 0.0, 0.0, ""
+    sizes: dict[int, StepSize] = {}
     for launch in launches:
         if "work" not in launch:
             raise TokcError(
@@ -211,7 +212,9 @@ def _work(launches: Sequence[Mapping[str, Any]], batch: Batch) -> Work:
                 hint="it was built by an earlier tokc: build it again",
             )
         each = LaunchWork.from_json(launch["work"])
-        size = StepSize.of(batch, each.window)
+        if each.window not in sizes:
+            sizes[each.window] = StepSize.of(batch, each.window)
+        size = sizes[each.window]
         rows, arithmetic = size.rows[launch["rows"]], each.arithmetic
         flops += each.flops(rows, size.attended)
         moved += each.bytes(rows, size.cached)
