@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 MANIFEST = "manifest.json"
 WEIGHTS = "model.safetensors"
 SIGNATURE = "model.sig"
-# A larger file is checked in a thread of its own; for a smaller one, the thread would take longer to start.
-LARGE_BYTES = 1 << 22
+KERNELS = "kernels/"
+# What is at most so large is checked at once; a thread would take longer to start.
+SMALL_BYTES = 1 << 18
 _DAMAGED = "the artifact is damaged; copy or build it again"
 
 
@@ -154,11 +155,16 @@ class Artifact:
             self._checks.append(lambda: self._check_hash(WEIGHTS, reading.sha256()))
 
     def _begin_checking(self) -> None:
-        """Check the small files, and begin to check the large ones."""
+        """Check the small files and the kernels, and begin to check the others."""
         names = set(self.manifest.files) - ({WEIGHTS} if self._checks else set())
-        large = {name for name in names if self.manifest.files[name].bytes > LARGE_BYTES}
-        self._checks += [Background(partial(self._check_file, name)).result for name in large]
-        for name in sorted(names - large):
+        later = {name for name in names if self.manifest.files[name].bytes > SMALL_BYTES}
+        later -= {name for name in later if name.startswith(KERNELS)}
+        if later:
+            self._checks.append(Background(partial(self._check_files, sorted(later))).result)
+        self._check_files(sorted(names - later))
+
+    def _check_files(self, names: list[str]) -> None:
+        for name in names:
             self._check_file(name)
 
     def _check_file(self, name: str) -> None:
@@ -198,7 +204,7 @@ def _files_in(folder: Path) -> Iterator[Path]:
 
 
 def _sha256(path: Path, size: int) -> str:
-    if size <= LARGE_BYTES:
+    if size <= SMALL_BYTES:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as memory:
         # hashlib gives the interpreter's lock back while it works.

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence as Items
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,8 +14,7 @@ from tokc.runtime.scheduler import Chunk, Scheduler
 from tokc.runtime.sequence import Logprob, Sequence
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(NamedTuple):
     """Report one new token of a sequence; its `finish_reason` is set when that was the last."""
 
     sequence: Sequence

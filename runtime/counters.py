@@ -2,6 +2,7 @@
 
 from bisect import bisect_left
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from tokc.runtime.sequence import Sequence
 
@@ -55,8 +56,7 @@ class Counters:
             self.tpot_s.observe(timing.tpot_s)
 
 
-@dataclass(frozen=True)
-class Gauges:
+class Gauges(NamedTuple):
     """State of this moment."""
 
     running: int

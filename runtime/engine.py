@@ -123,7 +123,7 @@ class Engine:
     def gauges(self) -> Gauges:
         """Return the state of this moment, requests not yet seen by a step among the waiting."""
         gauges = self._core.gauges
-        return replace(gauges, waiting=gauges.waiting + len(self._inbox))
+        return gauges._replace(waiting=gauges.waiting + len(self._inbox))
 
     @property
     def context_length(self) -> int:

@@ -2,9 +2,8 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
 from pathlib import PurePosixPath
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from tokc.errors import ArtifactRefused
 
@@ -13,8 +12,7 @@ SCHEMA_VERSION = 1
 _T = TypeVar("_T")
 
 
-@dataclass(frozen=True)
-class TargetInfo:
+class TargetInfo(NamedTuple):
     """State the machine of the kernels; `arch` as `uname -m` says it, `library` a file in kernels/."""
 
     kind: str
@@ -24,8 +22,7 @@ class TargetInfo:
     library: str
 
 
-@dataclass(frozen=True)
-class ModelInfo:
+class ModelInfo(NamedTuple):
     """State the model's architecture and the tokens that its text needs; sizes in elements.
 
     `special_tokens` maps the names that chat templates use (`bos_token`, `eos_token`, ...) to their text.
@@ -41,11 +38,10 @@ class ModelInfo:
     vocab: int
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
-    special_tokens: Mapping[str, str] = field(default_factory=dict)
+    special_tokens: Mapping[str, str] = {}
 
 
-@dataclass(frozen=True)
-class KvInfo:
+class KvInfo(NamedTuple):
     """State the layout of the paged cache; `page` in tokens, `dtype` f32, f16 or int8."""
 
     page: int
@@ -55,8 +51,7 @@ class KvInfo:
     head_dim: int
 
 
-@dataclass(frozen=True)
-class LimitsInfo:
+class LimitsInfo(NamedTuple):
     """Bound a sequence (`context`, tokens) and a step (`max_tokens_per_step`, `max_rows` logit rows)."""
 
     context: int
@@ -64,16 +59,14 @@ class LimitsInfo:
     max_rows: int
 
 
-@dataclass(frozen=True)
-class FileInfo:
+class FileInfo(NamedTuple):
     """State the contents of one file."""
 
     sha256: str
     bytes: int
 
 
-@dataclass(frozen=True)
-class Manifest:
+class Manifest(NamedTuple):
     """Describe an artifact; `pipeline` is its passes as text, `provenance` the sha256 of each source."""
 
     tokc_version: str
@@ -82,14 +75,16 @@ class Manifest:
     model: ModelInfo
     kv: KvInfo
     limits: LimitsInfo
-    files: Mapping[str, FileInfo] = field(default_factory=dict)
+    files: Mapping[str, FileInfo] = {}
     pipeline: str = ""
     licence: str | None = None
-    provenance: Mapping[str, str] = field(default_factory=dict)
+    provenance: Mapping[str, str] = {}
 
     def to_json(self) -> dict[str, object]:
         """Return what `manifest.json` holds."""
-        return {"schema_version": SCHEMA_VERSION, **asdict(self)}
+        parts = {name: getattr(self, name)._asdict() for name in ("target", "model", "kv", "limits")}
+        files = {name: file._asdict() for name, file in self.files.items()}
+        return {"schema_version": SCHEMA_VERSION, **self._asdict(), **parts, "files": files}
 
     @classmethod
     def parse(cls, text: str | bytes, where: str = "manifest.json") -> "Manifest":

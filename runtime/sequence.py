@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
-from typing import Literal, TypedDict
+from typing import Literal, NamedTuple, TypedDict
 
 from tokc.errors import RequestRefused
 from tokc.runtime.penalties import PenaltyState
@@ -93,8 +93,7 @@ class SamplingParams:
         return self.temperature == 0 and self.logprobs is None and not self.adjusts
 
 
-@dataclass(frozen=True, slots=True)
-class Logprob:
+class Logprob(NamedTuple):
     """Report a token's natural log probability and the likeliest alternatives, best first."""
 
     token_id: int
@@ -102,8 +101,7 @@ class Logprob:
     top: tuple[tuple[int, float], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(NamedTuple):
     """Count tokens; `cached_tokens` of the prompt were found in the prefix cache."""
 
     prompt_tokens: int
@@ -111,8 +109,7 @@ class Usage:
     cached_tokens: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Timing:
+class Timing(NamedTuple):
     """State seconds: waiting for a place, to the first token, a token after that, and in all.
 
     `queue_s` and `ttft_s` count from submission; `tpot_s` is None below two tokens.
@@ -124,8 +121,7 @@ class Timing:
     total_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class Delta:
+class Delta(NamedTuple):
     """Report one more token; `text` may be empty while a character or a stop string is incomplete."""
 
     text: str
@@ -134,8 +130,7 @@ class Delta:
     finish_reason: FinishReason | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+class Result(NamedTuple):
     """Report a finished request; `token_ids` include the token that ended it, `text` does not."""
 
     text: str

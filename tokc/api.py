@@ -44,8 +44,10 @@ def load(path: str | Path, *, threads: int | None = None, kv_bytes: int | None =
     Raises: ArtifactRefused.
     """
     from tokc.runtime.artifact import Artifact
+    from tokc.runtime.quick_import import quick_imports
 
     artifact = Artifact.open(path, verify=False).begin()  # reads and checks while the rest is imported
-    from tokc.runtime.engine import Engine
+    with quick_imports():
+        from tokc.runtime.engine import Engine
 
     return Engine.open(artifact, threads=threads, kv_bytes=kv_bytes)

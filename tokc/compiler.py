@@ -1,7 +1,7 @@
 """From a model's files to an artifact: import, passes, lowering, writing."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import tokc
@@ -183,7 +183,7 @@ def _write(folder: Path, made: Build, lowered: Lowered, run: Instruments, progre
     manifest = _manifest(made.artifact.name.removesuffix(".tokc"), program, lowered, pipeline)
     if run.check and runs_here(lowered.info):
         progress("check the lowered program against the last pass")
-        (folder / MANIFEST).write_bytes(canonical_json(replace(manifest, files=entries).to_json()))
+        (folder / MANIFEST).write_bytes(canonical_json(manifest._replace(files=entries).to_json()))
         run.check_lowered(folder, program)
     quality = {
         "schema_version": 1,
@@ -192,7 +192,7 @@ def _write(folder: Path, made: Build, lowered: Lowered, run: Instruments, progre
         "final": None if run.final is None else stable(asdict(run.final)),
     }
     entries |= write_files(folder, {"quality.json": canonical_json(quality)})
-    (folder / MANIFEST).write_bytes(canonical_json(replace(manifest, files=entries).to_json()))
+    (folder / MANIFEST).write_bytes(canonical_json(manifest._replace(files=entries).to_json()))
 
 
 def stable(record: Mapping[str, object]) -> dict[str, object]:
@@ -226,7 +226,7 @@ def _manifest(name: str, program: Program, lowered: Lowered, pipeline: str) -> M
     config, kv = program.config, program.kv
     if kv is None:
         raise AssertionError("a lowered program has a cache layout")
-    names = {field.name for field in fields(ModelInfo)}
+    names = set(ModelInfo._fields)
     facts = {key: value for key, value in asdict(config).items() if key in names}
     limits = lowered.plan.limits
     return Manifest(

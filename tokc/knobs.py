@@ -1,13 +1,12 @@
 """Every TOKC_* environment variable: name, accepted values, default and meaning."""
 
 import os
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from tokc.errors import TokcError
 
 
-@dataclass(frozen=True)
-class Knob:
+class Knob(NamedTuple):
     """One environment variable."""
 
     name: str

@@ -1,7 +1,6 @@
 """What an executor is: a device that runs one ragged step of the model over a paged cache."""
 
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -10,8 +9,7 @@ Int32s = npt.NDArray[np.int32]
 Float32s = npt.NDArray[np.float32]
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(NamedTuple):
     """Hold one step: the tokens of all its sequences on one axis, each sequence's in ascending position.
 
     Shapes: input_ids, positions, sequences i32[tokens] (`sequences` is a row of `block_tables`),

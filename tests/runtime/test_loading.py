@@ -20,9 +20,9 @@ from tokc.runtime.reading import Reading
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return an artifact that is read in many pieces, and of which every file but the smallest is large."""
+    """Return an artifact that is read in many pieces, and of which no file is small."""
     monkeypatch.setattr(reading_module, "CHUNK_BYTES", 1000)
-    monkeypatch.setattr(artifact_module, "LARGE_BYTES", 100)
+    monkeypatch.setattr(artifact_module, "SMALL_BYTES", 1)
     return write_small_artifact(tmp_path / "small.tokc", {"large.bin": bytes(5000)})
 
 

@@ -14,13 +14,11 @@ def verify(
     as_json: Annotated[bool, typer.Option("--json", help="Print the checked files as JSON.")] = False,
 ) -> None:
     """Check the hash of every file of an artifact; fails if one is missing, added or changed."""
-    from dataclasses import asdict
-
     from tokc.runtime.artifact import verify as check
 
     files = check(artifact)
     if as_json:
-        print_json({name: asdict(file) for name, file in sorted(files.items())})
+        print_json({name: file._asdict() for name, file in sorted(files.items())})
     else:
         size = sum(file.bytes for file in files.values())
         typer.echo(f"{artifact}: {len(files)} files, {size} bytes, all as the manifest says")
