@@ -15,7 +15,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet --no-inp
 SAY = @printf '\033[1m==>\033[0m %s\n'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-cross check fix bench lines wheel clean
+.PHONY: help demo test test-gpu test-cross check fix bench lines wheel clean
 
 help: ## Print this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,10 @@ $(OUT)/demo/SmolLM2-135M-Instruct.tokc/manifest.json: $(STAMPS)/model
 test: $(STAMPS)/dev ## Run the test suite: random order, in parallel (JOBS=2)
 	$(SAY) "pytest"
 	@$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+
+test-gpu: $(STAMPS)/dev ## Run what needs a GPU, on this machine's
+	$(SAY) "pytest: the GPU's own tests"
+	@$(BIN)/python -m pytest -m gpu $(ARGS)
 
 test-cross: $(STAMPS)/dev $(STAMPS)/qemu ## Run the kernels of other machines under QEMU (installs Debian's qemu-user)
 	$(SAY) "pytest: 64-bit ARM and AVX2 under QEMU"

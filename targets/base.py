@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from tokc.artifact.writer import Tensor
 from tokc.ir.program import KvDtype, Program
 from tokc.runtime.manifest import TargetInfo
-from tokc.targets.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -30,9 +29,12 @@ class Limits:
 
 @dataclass(frozen=True)
 class Lowered:
-    """What a target made of a program: its plan, its packed weights in file order, and its code."""
+    """What a target made of a program: its packed weights in file order, its code, and the bounds of a step.
 
-    plan: Plan
+    `limits` holds at least tokens and rows (of a step) and context; `files` by path within the artifact.
+    """
+
+    limits: Mapping[str, int]
     tensors: tuple[Tensor, ...]
     files: Mapping[str, bytes]
     info: TargetInfo

@@ -10,14 +10,36 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
+from tokc.artifact.writer import compact_json
 from tokc.cost.launch_work import LaunchWork
 
 Space = Literal["weights", "arena", "input", "output", "kv", "scratch"]
 Rows = Literal["tokens", "rows"]
+# Which steps a launch belongs to: a target may have other kernels for steps of few tokens than for wide ones.
+Steps = Literal["all", "narrow", "wide"]
 
 SCHEMA_VERSION = 1
 NO_WORK = LaunchWork()
 ITEM_BYTES = {"f32": 4, "f16": 2, "i32": 4, "i8": 1, "u8": 1}
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis of a grid: `times * ceil(symbol / per)` programs; `symbol` None stands for 1."""
+
+    symbol: str | None = None
+    per: int = 1
+    times: int = 1
+
+    def __str__(self) -> str:
+        """Return `9`, `tokens`, `tokens/16` or `9*tokens/16`."""
+        if self.symbol is None:
+            return str(self.times)
+        share = self.symbol if self.per == 1 else f"{self.symbol}/{self.per}"
+        return share if self.times == 1 else f"{self.times}*{share}"
+
+
+Grid = tuple[Axis, ...]
 
 
 @dataclass(frozen=True)
@@ -48,7 +70,7 @@ class Operand:
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel over all threads."""
+    """One kernel: over all threads of a CPU, or over the programs of a `grid`."""
 
     kernel: str
     operands: tuple[Operand, ...]
@@ -56,6 +78,30 @@ class Launch:
     op: str
     layer: int | None
     work: LaunchWork = NO_WORK
+    grid: Grid = ()
+    steps: Steps = "all"
+
+    def to_json(self, kernels: Mapping[str, int], buffers: Mapping[str, int]) -> dict[str, object]:
+        """Return what the runtime reads: the kernel by index, operands as [buffer index, byte offset]."""
+        found: dict[str, object] = {
+            "kernel": kernels[self.kernel],
+            "rows": self.rows,
+            "op": self.op,
+            "layer": self.layer,
+            "operands": [[buffers[operand.buffer], operand.offset] for operand in self.operands],
+            "work": self.work.to_json(),
+        }
+        if self.grid:
+            found |= {"grid": [[a.symbol, a.per, a.times] for a in self.grid], "steps": self.steps}
+        return found
+
+    def __str__(self) -> str:
+        """Return the launch as a line of the plan's text."""
+        operands = ", ".join(f"{o.buffer}+{o.offset}" if o.offset else o.buffer for o in self.operands)
+        layer = "" if self.layer is None else f" layer={self.layer}"
+        grid = f" grid={' x '.join(map(str, self.grid))}" if self.grid else ""
+        steps = "" if self.steps == "all" else f" steps={self.steps}"
+        return f"{self.kernel}[{self.rows}]({operands})  # {self.op}{layer}{grid}{steps}"
 
 
 @dataclass(frozen=True)
@@ -74,28 +120,21 @@ class Plan:
         buffers = tuple(replace(b, offset=offsets[b.name]) if b.space == "arena" else b for b in self.buffers)
         return replace(self, buffers=buffers, arena_bytes=arena_bytes)
 
+    def files(self) -> dict[str, bytes]:
+        """Return the files of an artifact that hold the plan, for the runtime and for a reader."""
+        return {"plan.json": compact_json(self.to_json()), "plan.txt": str(self).encode()}
+
     def to_json(self) -> dict[str, object]:
-        """Return what the runtime reads: kernels by index, operands as [buffer index, byte offset]."""
+        """Return what the runtime reads."""
         kernel_index = {symbol: index for index, symbol in enumerate(self.kernels)}
         buffer_index = {buffer.name: index for index, buffer in enumerate(self.buffers)}
-        launches = [
-            {
-                "kernel": kernel_index[launch.kernel],
-                "rows": launch.rows,
-                "op": launch.op,
-                "layer": launch.layer,
-                "operands": [[buffer_index[operand.buffer], operand.offset] for operand in launch.operands],
-                "work": launch.work.to_json(),
-            }
-            for launch in self.launches
-        ]
         return {
             "schema_version": SCHEMA_VERSION,
             "limits": dict(self.limits),
             "arena_bytes": self.arena_bytes,
             "kernels": list(self.kernels),
             "buffers": [asdict(buffer) for buffer in self.buffers],
-            "launches": launches,
+            "launches": [launch.to_json(kernel_index, buffer_index) for launch in self.launches],
             "probes": [
                 {"kernel": kernel_index[probe.kernel], "work": probe.work.to_json()} for probe in self.probes
             ],
@@ -108,8 +147,5 @@ class Plan:
             place = "" if buffer.offset is None else f" @{buffer.offset}"
             shape = ", ".join(map(str, buffer.shape))
             lines.append(f"  {buffer.space:7} {buffer.name}: {buffer.dtype}[{shape}]{place}")
-        for index, launch in enumerate(self.launches):
-            operands = ", ".join(f"{o.buffer}+{o.offset}" if o.offset else o.buffer for o in launch.operands)
-            layer = "" if launch.layer is None else f" layer={launch.layer}"
-            lines.append(f"  {index:4} {launch.kernel}[{launch.rows}]({operands})  # {launch.op}{layer}")
+        lines += [f"  {index:4} {launch}" for index, launch in enumerate(self.launches)]
         return "\n".join(lines) + "\n"

@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+# Triton's functions run in its interpreter here; what compiles them does so in processes of its own.
+os.environ["TRITON_INTERPRET"] = "1"
+
 FIGURE = "figure"
 CONTEXT = 1024
 

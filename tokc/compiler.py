@@ -6,7 +6,7 @@ from pathlib import Path
 
 import tokc
 from tokc.artifact.vocabulary import vocabulary_tensors
-from tokc.artifact.writer import canonical_json, compact_json, write_files, write_safetensors, written_aside
+from tokc.artifact.writer import canonical_json, write_files, write_safetensors, written_aside
 from tokc.errors import TokcError, UnknownOption
 from tokc.importers import import_model
 from tokc.instruments import Instruments, LedgerEntry
@@ -171,8 +171,6 @@ def _write(folder: Path, made: Build, lowered: Lowered, run: Instruments, progre
     weights = FileInfo(sha256=digest, bytes=(folder / WEIGHTS_FILE).stat().st_size)
     files = {
         **lowered.files,
-        "plan.json": compact_json(lowered.plan.to_json()),
-        "plan.txt": str(lowered.plan).encode(),
         "program.onnx": onnx_bytes(program),
         "config.json": canonical_json(asdict(program.config)),
         "generation_config.json": canonical_json(dict(program.assets.generation_config)),
@@ -228,7 +226,7 @@ def _manifest(name: str, program: Program, lowered: Lowered, pipeline: str) -> M
         raise AssertionError("a lowered program has a cache layout")
     names = set(ModelInfo._fields)
     facts = {key: value for key, value in asdict(config).items() if key in names}
-    limits = lowered.plan.limits
+    limits = lowered.limits
     return Manifest(
         tokc_version=tokc.__version__,
         name=name,

@@ -65,7 +65,8 @@ def lower(program: Program, device: str, limits: Limits) -> Lowered:
         features=tuple(sorted(isa.features)),
         library=LIBRARY,
     )
-    return Lowered(plan, weights.tensors(), {f"kernels/{LIBRARY}": link(kernels, code, isa)}, info)
+    files = {**plan.files(), f"kernels/{LIBRARY}": link(kernels, code, isa)}
+    return Lowered(plan.limits, weights.tensors(), files, info)
 
 
 TARGET = Target(

@@ -1,0 +1,1 @@
+"""The Triton functions of the kernels, one family a file."""
