@@ -7,7 +7,6 @@ kernel can; the cache is updated in place.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 
 import onnx_ir as ir
 
@@ -23,34 +22,12 @@ from tokc.targets.cpu.kernels.quantize import Quantize
 from tokc.targets.cpu.kernels.rms_norm import RmsNorm
 from tokc.targets.cpu.kernels.rope_write_kv import RopeWriteKV
 from tokc.targets.cpu.weights import Weights
+from tokc.targets.lowering import Lowering
+from tokc.targets.nodes import integer, layer_of, number, required, split_widths, text
 from tokc.targets.plan import Buffer, Launch, Operand, Plan, Rows
 from tokc.targets.work import launch_work
 
 GROUP = 32
-INPUTS = ("input_ids", "positions", "sequences", "block_tables", "logit_rows")
-INPUT_SHAPES: Mapping[str, tuple[str, ...]] = {
-    "input_ids": ("tokens",),
-    "positions": ("tokens",),
-    "sequences": ("tokens",),
-    "block_tables": ("seqs", "blocks"),
-    "logit_rows": ("rows",),
-}
-
-
-@dataclass(frozen=True)
-class Slot:
-    """Where a value lives: a column range of a row-major buffer; widths in elements."""
-
-    buffer: str
-    width: int
-    stride: int
-    column: int = 0
-    rows: Rows = "tokens"
-
-    @property
-    def operand(self) -> Operand:
-        """Return the pointer to its first f32 element."""
-        return Operand(self.buffer, self.column * 4)
 
 
 @dataclass(frozen=True)
@@ -68,29 +45,13 @@ class QuantizedSlot:
 
 
 @dataclass
-class Lowering:
-    """What has been emitted so far; `limits` bounds tokens and logit rows of a step."""
+class Emission(Lowering):
+    """A lowering for an instruction set, and the int8 forms of values."""
 
-    program: Program
-    isa: Isa
-    limits: Mapping[str, int]
-    weights: Weights
+    isa: Isa = field(kw_only=True)
+    weights: Weights = field(kw_only=True)
     kernels: dict[str, Kernel] = field(default_factory=dict)
-    buffers: dict[str, Buffer] = field(default_factory=dict)
-    launches: list[Launch] = field(default_factory=list)
-    slots: dict[ir.Value, Slot] = field(default_factory=dict)
     quantized: dict[ir.Value, QuantizedSlot] = field(default_factory=dict)
-
-    def buffer(self, buffer: Buffer) -> Operand:
-        """Add a buffer once and return its pointer."""
-        self.buffers.setdefault(buffer.name, buffer)
-        return Operand(buffer.name)
-
-    def activation(self, value: ir.Value, width: int, rows: Rows, stride: int | None = None) -> Operand:
-        """Give `value` an arena buffer f32[rows, stride]."""
-        slot = Slot(f"a.{value.name}", width, stride or width, rows=rows)
-        self.slots[value] = slot
-        return self.buffer(Buffer(slot.buffer, "arena", "f32", (rows, slot.stride)))
 
     def quantized_activation(self, value: ir.Value, width: int, rows: Rows) -> tuple[Operand, ...]:
         """Give `value` the three arena buffers of its int8 form."""
@@ -101,15 +62,6 @@ class Lowering:
         self.buffer(Buffer(slot.sums, "arena", "i32", (rows, width // GROUP)))
         return slot.operands
 
-    def weight(self, packed: Tensor) -> Operand:
-        """Return the pointer to a packed weight, adding it once."""
-        self.weights.add(packed)
-        return self.buffer(Buffer(packed.name, "weights", packed.dtype, packed.shape))
-
-    def input(self, name: str) -> Operand:
-        """Return the pointer to an input of the step."""
-        return self.buffer(Buffer(name, "input", "i32", INPUT_SHAPES[name]))
-
     def info(self) -> Operand:
         """Return the pointer to the step's own sizes: tokens, logit rows, seqs, block stride."""
         return self.buffer(Buffer("info", "input", "i32", (4,)))
@@ -119,18 +71,20 @@ class Lowering:
         if len(operands) != len(kernel.args):
             raise AssertionError(f"{kernel.symbol} takes {kernel.args}, got {len(operands)} operands")
         self.kernels.setdefault(kernel.symbol, kernel)
-        work = launch_work(node, [self.buffers[each.buffer] for each in operands], page_layout(self)[0])
+        work = launch_work(node, [self.buffers[each.buffer] for each in operands], self.page_layout()[0])
         self.launches.append(Launch(kernel.symbol, operands, rows, node.op_type, layer_of(node), work))
 
 
-def emit(program: Program, isa: Isa, limits: Mapping[str, int]) -> tuple[Plan, tuple[Kernel, ...], Weights]:
+def emit(
+    program: Program, isa: Isa, limits: Mapping[str, int]
+) -> tuple[Plan, tuple[Kernel, ...], tuple[Tensor, ...]]:
     """Return the plan (arena not yet placed), its kernels in the plan's order and its weights.
 
     Raises: TargetRefused if the program is not in ragged form or holds a node that no CPU kernel runs.
     """
     if program.form != "ragged":
         raise TargetRefused("the CPU target runs ragged programs only", hint="add kv-layout to the passes")
-    lowering = Lowering(program, isa, limits, Weights(program, isa))
+    lowering = Emission(program, limits, isa=isa, weights=Weights(isa))
     for node in program.graph:
         lower = LOWER.get((node.domain, node.op_type))
         if lower is None:
@@ -148,38 +102,13 @@ def emit(program: Program, isa: Isa, limits: Mapping[str, int]) -> tuple[Plan, t
         buffers=tuple(lowering.buffers.values()),
         launches=tuple(lowering.launches),
     )
-    return plan, kernels, lowering.weights
+    return plan, kernels, tuple(lowering.tensors.values())
 
 
-def finish_output(lowering: Lowering) -> None:
+def finish_output(lowering: Emission) -> None:
     """Turn the arena buffer of the logits into the step's output."""
     logits = lowering.slots[lowering.program.graph.outputs[0]]
     lowering.buffers[logits.buffer] = replace(lowering.buffers[logits.buffer], space="output")
-
-
-def layer_of(node: ir.Node) -> int | None:
-    """Return the decoder layer that a node belongs to, read from the names of its weights and outputs."""
-    for value in (*node.inputs, *node.outputs):
-        parts = (value.name or "").split(".") if value is not None else []
-        for before, part in pairwise(parts):
-            if before in {"layers", "kv"} and part.isdigit():
-                return int(part)
-    return None
-
-
-def integer(node: ir.Node, name: str, default: int = 0) -> int:
-    """Return an integer attribute."""
-    return node.attributes[name].as_int() if name in node.attributes else default
-
-
-def number(node: ir.Node, name: str, default: float) -> float:
-    """Return a float attribute."""
-    return node.attributes[name].as_float() if name in node.attributes else default
-
-
-def text(node: ir.Node, name: str, default: str) -> str:
-    """Return a string attribute."""
-    return node.attributes[name].as_string() if name in node.attributes else default
 
 
 def wanted(value: ir.Value) -> tuple[bool, bool]:
@@ -192,15 +121,8 @@ def wanted(value: ir.Value) -> tuple[bool, bool]:
     return value.is_graph_output() or not all(as_int8), any(as_int8)
 
 
-def required(value: ir.Value | None) -> ir.Value:
-    """Return an input that the op's row says is never absent."""
-    if value is None:
-        raise AssertionError("a required input is absent; verify should have refused the program")
-    return value
-
-
 def outputs_of(
-    low: Lowering, value: ir.Value, width: int, rows: Rows
+    low: Emission, value: ir.Value, width: int, rows: Rows
 ) -> tuple[bool, bool, tuple[Operand, ...]]:
     """Return (as f32, as int8, pointers) for a kernel that can write either form."""
     as_float, as_int8 = wanted(value)
@@ -213,7 +135,7 @@ def outputs_of(
     return as_float, as_int8, operands
 
 
-def lower_embedding(low: Lowering, node: ir.Node) -> None:
+def lower_embedding(low: Emission, node: ir.Node) -> None:
     """Gather rows of a table: token embedding, or the rows whose logits are wanted."""
     source, ids = required(node.inputs[0]), required(node.inputs[1])
     if ids.name == "logit_rows":
@@ -227,14 +149,14 @@ def lower_embedding(low: Lowering, node: ir.Node) -> None:
     low.launch(node, gather, (low.weight(table), low.input("input_ids"), out), "tokens")
 
 
-def lower_quant_embedding(low: Lowering, node: ir.Node) -> None:
+def lower_quant_embedding(low: Emission, node: ir.Node) -> None:
     """Gather and dequantize rows of the quantized embedding."""
     table, kernel = low.weights.quant_embedding(node)
     out = low.activation(node.outputs[0], low.program.config.hidden, "tokens")
     low.launch(node, kernel, (low.weight(table), low.input("input_ids"), out), "tokens")
 
 
-def lower_norm(low: Lowering, node: ir.Node) -> None:
+def lower_norm(low: Emission, node: ir.Node) -> None:
     """Lower RMSNormalization and AddRmsNorm, quantizing the result where it is read so."""
     add = node.op_type == "AddRmsNorm"
     x = low.slots[required(node.inputs[0])]
@@ -251,7 +173,7 @@ def lower_norm(low: Lowering, node: ir.Node) -> None:
     low.launch(node, kernel, (*operands, low.weight(weight), *out), x.rows)
 
 
-def lower_linear(low: Lowering, node: ir.Node) -> None:
+def lower_linear(low: Emission, node: ir.Node) -> None:
     """Lower Linear over f32 weights."""
     x = low.slots[required(node.inputs[0])]
     weight, bias, kernel = low.weights.linear(node, x.stride)
@@ -260,7 +182,7 @@ def lower_linear(low: Lowering, node: ir.Node) -> None:
     low.launch(node, kernel, operands, x.rows)
 
 
-def lower_quant_linear(low: Lowering, node: ir.Node) -> None:
+def lower_quant_linear(low: Emission, node: ir.Node) -> None:
     """Lower QuantLinear, quantizing its input first if nobody has."""
     value = required(node.inputs[0])
     if integer(node, "act_group", GROUP) != GROUP:
@@ -283,7 +205,7 @@ def lower_quant_linear(low: Lowering, node: ir.Node) -> None:
     low.launch(node, kernel, operands, rows)
 
 
-def lower_split(low: Lowering, node: ir.Node) -> None:
+def lower_split(low: Emission, node: ir.Node) -> None:
     """Make each output of a Split a view."""
     source = low.slots[required(node.inputs[0])]
     column = source.column
@@ -292,15 +214,7 @@ def lower_split(low: Lowering, node: ir.Node) -> None:
         column += width
 
 
-def split_widths(node: ir.Node) -> list[int]:
-    """Return the widths of a Split's outputs from its constant second input."""
-    sizes = required(node.inputs[1]).const_value
-    if sizes is None:
-        raise AssertionError("fuse-qkv splits at constant widths")
-    return [int(size) for size in sizes.numpy()]
-
-
-def lower_gated_activation(low: Lowering, node: ir.Node) -> None:
+def lower_gated_activation(low: Emission, node: ir.Node) -> None:
     """Lower GatedActivation over the joint gate and up projection."""
     x = low.slots[required(node.inputs[0])]
     width = x.width // 2
@@ -309,21 +223,7 @@ def lower_gated_activation(low: Lowering, node: ir.Node) -> None:
     low.launch(node, kernel, (x.operand, *out), x.rows)
 
 
-def cache_operands(low: Lowering, values: tuple[ir.Value | None, ...]) -> tuple[Operand, ...]:
-    """Return pointers to the cache tensors of a layer, in place."""
-    operands = []
-    dtypes = {ir.DataType.FLOAT: "f32", ir.DataType.FLOAT16: "f16", ir.DataType.INT8: "i8"}
-    for value in values:
-        if value is None:
-            continue
-        name = (value.name or "").removesuffix(".out")
-        source = next(v for v in low.program.graph.inputs if v.name == name)
-        shape = tuple(d if isinstance(d, int) else "pages" for d in required(source).shape or ())
-        operands.append(low.buffer(Buffer(name, "kv", dtypes[source.dtype or ir.DataType.FLOAT], shape)))
-    return tuple(operands)
-
-
-def lower_rope_write_kv(low: Lowering, node: ir.Node) -> None:
+def lower_rope_write_kv(low: Emission, node: ir.Node) -> None:
     """Lower RopeWriteKV; the cache it returns is the cache it was given."""
     q, k, v, cos, sin, positions, sequences, tables, *rest = node.inputs
     caches, norms = tuple(rest[:4]), [n for n in rest[4:6] if n is not None]
@@ -338,26 +238,19 @@ def lower_rope_write_kv(low: Lowering, node: ir.Node) -> None:
         q_stride=slots[0].stride,
         k_stride=slots[1].stride,
         v_stride=slots[2].stride,
-        kv_dtype=page_layout(low)[1],
-        page=page_layout(low)[0],
+        kv_dtype=low.page_layout()[1],
+        page=low.page_layout()[0],
         qk_norm=bool(norms),
         epsilon=number(node, "epsilon", 1e-6),
     )
     vectors = [low.weight(low.weights.vector(required(value))) for value in (cos, sin, *norms)]
     batch = [low.input(required(value).name or "") for value in (positions, sequences, tables)]
     out = low.activation(node.outputs[0], heads * dim, "tokens")
-    operands = (*(s.operand for s in slots), *vectors, *batch, low.info(), out, *cache_operands(low, caches))
+    operands = (*(s.operand for s in slots), *vectors, *batch, low.info(), out, *low.caches(caches))
     low.launch(node, kernel, operands, "tokens")
 
 
-def page_layout(low: Lowering) -> tuple[int, str]:
-    """Return the page size and dtype of the cache."""
-    if low.program.kv is None:
-        raise AssertionError("a ragged program has a cache layout")
-    return low.program.kv.page, low.program.kv.dtype
-
-
-def lower_paged_attention(low: Lowering, node: ir.Node) -> None:
+def lower_paged_attention(low: Emission, node: ir.Node) -> None:
     """Lower PagedAttention."""
     q, *caches = node.inputs[:5]
     heads, dim = integer(node, "heads"), low.program.config.head_dim
@@ -367,8 +260,8 @@ def lower_paged_attention(low: Lowering, node: ir.Node) -> None:
         heads=heads,
         kv_heads=integer(node, "kv_heads"),
         dim=dim,
-        page=page_layout(low)[0],
-        kv_dtype=page_layout(low)[1],
+        page=low.page_layout()[0],
+        kv_dtype=low.page_layout()[1],
         scale=number(node, "scale", dim**-0.5),
         window=integer(node, "window"),
         context=low.limits["context"],
@@ -379,7 +272,7 @@ def lower_paged_attention(low: Lowering, node: ir.Node) -> None:
     batch = [low.input(name) for name in ("positions", "sequences", "block_tables")]
     operands = (
         low.slots[required(q)].operand,
-        *cache_operands(low, tuple(caches)),
+        *low.caches(tuple(caches)),
         *batch,
         low.info(),
         scratch,
@@ -388,14 +281,14 @@ def lower_paged_attention(low: Lowering, node: ir.Node) -> None:
     low.launch(node, kernel, operands, "tokens")
 
 
-def lower_add(low: Lowering, node: ir.Node) -> None:
+def lower_add(low: Emission, node: ir.Node) -> None:
     """Lower a residual add that no norm took in."""
     a, b = (low.slots[required(value)] for value in node.inputs)
     out = low.activation(node.outputs[0], a.width, a.rows)
     low.launch(node, Add(low.isa, a.width, a.stride, b.stride), (a.operand, b.operand, out), a.rows)
 
 
-def lower_product(low: Lowering, node: ir.Node) -> None:
+def lower_product(low: Emission, node: ir.Node) -> None:
     """Lower a product of two activations, or of one with a constant scalar."""
     values = [required(value) for value in node.inputs]
     constants = [value for value in values if value.const_value is not None]
@@ -412,7 +305,7 @@ def lower_product(low: Lowering, node: ir.Node) -> None:
     low.launch(node, Scale(low.isa, x.width, x.stride, factor), (x.operand, out), x.rows)
 
 
-def lower_activation(low: Lowering, node: ir.Node) -> None:
+def lower_activation(low: Emission, node: ir.Node) -> None:
     """Lower an activation that no gated projection took in."""
     if node.op_type == "Gelu" and text(node, "approximate", "none") != "tanh":
         raise TargetRefused(
@@ -424,11 +317,11 @@ def lower_activation(low: Lowering, node: ir.Node) -> None:
     low.launch(node, Apply(low.isa, x.width, x.stride, function), (x.operand, out), x.rows)
 
 
-def skip(low: Lowering, node: ir.Node) -> None:
+def skip(low: Emission, node: ir.Node) -> None:
     """Leave a node that its readers take in as a whole."""
 
 
-LOWER: Mapping[tuple[str, str], Callable[[Lowering, ir.Node], None]] = {
+LOWER: Mapping[tuple[str, str], Callable[[Emission, ir.Node], None]] = {
     ("", "Gather"): lower_embedding,
     ("", "RMSNormalization"): lower_norm,
     ("", "Split"): lower_split,

@@ -66,7 +66,7 @@ def lower(program: Program, device: str, limits: Limits) -> Lowered:
         library=LIBRARY,
     )
     files = {**plan.files(), f"kernels/{LIBRARY}": link(kernels, code, isa)}
-    return Lowered(plan.limits, weights.tensors(), files, info)
+    return Lowered(plan.limits, weights, files, info)
 
 
 TARGET = Target(

@@ -8,33 +8,24 @@ import onnx_ir as ir
 
 from tokc.artifact.writer import Tensor
 from tokc.errors import TargetRefused
-from tokc.ir.program import Program
+from tokc.targets.constants import array, dense, name_of, quants, shape_of
 from tokc.targets.cpu.isa import Isa
 from tokc.targets.cpu.kernels.embedding import Embedding, LinearEmbedding, QuantEmbedding
 from tokc.targets.cpu.kernels.linear import Linear
 from tokc.targets.cpu.kernels.quant_linear import GROUP, QuantLinear
 from tokc.targets.cpu.packing import pack_linear, pack_quant, packed_bytes
+from tokc.targets.nodes import required
 
 Array = npt.NDArray[Any]
 ROW_ALIGNMENT = 32
 
 
 class Weights:
-    """The packed weights of one artifact, in the order in which a step reads them."""
+    """How the weights of one program are packed for an instruction set."""
 
-    def __init__(self, program: Program, isa: Isa) -> None:
-        """Start with none."""
-        self._program = program
+    def __init__(self, isa: Isa) -> None:
+        """Pack for `isa`."""
         self._isa = isa
-        self._tensors: dict[str, Tensor] = {}
-
-    def add(self, tensor: Tensor) -> None:
-        """Keep a tensor for the file."""
-        self._tensors.setdefault(tensor.name, tensor)
-
-    def tensors(self) -> tuple[Tensor, ...]:
-        """Return all that was added, in order."""
-        return tuple(self._tensors.values())
 
     def vector(self, value: ir.Value) -> Tensor:
         """Return a small f32 tensor as it is: norm weights, rope tables, biases."""
@@ -43,7 +34,7 @@ class Weights:
 
     def linear(self, node: ir.Node, x_stride: int) -> tuple[Tensor, Tensor | None, Linear]:
         """Return weight, bias and kernel of a Linear."""
-        value = given(node.inputs[1])
+        value = required(node.inputs[1])
         rows, columns = matrix_shape(value)
         bias = self._bias(node, 2)
         kernel = Linear(self._isa, rows, columns, bias is not None, x_stride, padded(rows))
@@ -51,7 +42,7 @@ class Weights:
 
     def quant_linear(self, node: ir.Node) -> tuple[Tensor, Tensor | None, QuantLinear]:
         """Return weight, bias and kernel of a QuantLinear."""
-        rows, columns = matrix_shape(given(node.inputs[1]))
+        rows, columns = matrix_shape(required(node.inputs[1]))
         bias = self._bias(node, 4)
         bits, symmetric = grid_of(node)
         kernel = QuantLinear(self._isa, rows, columns, bits, symmetric, bias is not None, padded(rows))
@@ -69,7 +60,7 @@ class Weights:
 
     def quant_embedding(self, node: ir.Node) -> tuple[Tensor, QuantEmbedding]:
         """Return the table, in the projection's layout, and its kernel."""
-        rows, columns = matrix_shape(given(node.inputs[1]))
+        rows, columns = matrix_shape(required(node.inputs[1]))
         bits, symmetric = grid_of(node)
         linear = QuantLinear(self._isa, rows, columns, bits, symmetric, bias=False, y_stride=padded(rows))
         return self._packed_quant(node, linear), QuantEmbedding(linear)
@@ -90,7 +81,7 @@ class Weights:
         return Tensor(name_of(value), "u8", (size,), size, lambda: pack_linear(dense(value), kernel))
 
     def _packed_quant(self, node: ir.Node, kernel: QuantLinear) -> Tensor:
-        q, scale = given(node.inputs[1]), given(node.inputs[2])
+        q, scale = required(node.inputs[1]), required(node.inputs[2])
         offset = node.inputs[3] if len(node.inputs) > 3 else None
         size = packed_bytes(kernel)
 
@@ -106,7 +97,7 @@ def grid_of(node: ir.Node) -> tuple[int, bool]:
 
     Raises: TargetRefused for a grid that no kernel decodes.
     """
-    dtype = given(node.inputs[1]).dtype
+    dtype = required(node.inputs[1]).dtype
     offset = node.inputs[3] if len(node.inputs) > 3 else None
     zero_point = node.attributes["zero_point"].as_int() if "zero_point" in node.attributes else 0
     match (dtype, zero_point, offset is not None):
@@ -129,29 +120,6 @@ def padded(rows: int) -> int:
     return -(-rows // ROW_ALIGNMENT) * ROW_ALIGNMENT
 
 
-def name_of(value: ir.Value) -> str:
-    """Return the weight's name in the artifact, the same for a packed and a plain weight."""
-    producer = value.producer()
-    source = given(producer.inputs[0]) if producer is not None else value
-    return (source.name or "").removesuffix(".q")
-
-
-def given(value: ir.Value | None) -> ir.Value:
-    """Return an input that its op requires."""
-    if value is None:
-        raise AssertionError("a required input is absent; verify should have refused the program")
-    return value
-
-
-def shape_of(value: ir.Value) -> tuple[int, ...]:
-    """Return a weight's shape."""
-    producer = value.producer()
-    source = given(producer.inputs[0]) if producer is not None else value
-    if source.const_value is None:
-        raise TargetRefused("the CPU target needs constant weights", where=f"value '{value.name}'")
-    return tuple(int(extent) for extent in source.const_value.shape.numpy())
-
-
 def matrix_shape(value: ir.Value) -> tuple[int, int]:
     """Return a projection's shape.
 
@@ -164,37 +132,3 @@ def matrix_shape(value: ir.Value) -> tuple[int, int]:
             hint="pad the model's hidden and intermediate sizes",
         )
     return rows, columns
-
-
-def array(value: ir.Value) -> Array:
-    """Return an initializer's values."""
-    if value.const_value is None:
-        raise AssertionError(f"'{value.name}' is not a constant")
-    return value.const_value.numpy()
-
-
-def quants(value: ir.Value) -> Array:
-    """Return quants one a byte."""
-    values = array(value)
-    return values.astype(np.int8 if value.dtype == ir.DataType.INT8 else np.uint8)
-
-
-def dense(value: ir.Value) -> Array:
-    """Return a weight as f32, dequantizing it if it lies on a grid."""
-    producer = value.producer()
-    if producer is None:
-        return np.ascontiguousarray(array(value), np.float32)
-    q, scale, *rest = producer.inputs
-    block = producer.attributes["block_size"].as_int() if "block_size" in producer.attributes else 32
-    zero = producer.attributes["zero_point"].as_int() if "zero_point" in producer.attributes else 0
-    values = quants(given(q)).astype(np.float32) - np.float32(zero)
-    columns = values.shape[1]
-    values *= spread(array(given(scale)), block, columns)
-    if rest and rest[0] is not None:
-        values += spread(array(rest[0]), block, columns)
-    return values
-
-
-def spread(per_block: Array, block: int, columns: int) -> Array:
-    """Repeat one value a block over the block's columns; the last block may be short."""
-    return np.repeat(per_block.astype(np.float32), block, axis=1)[:, :columns]

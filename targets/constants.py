@@ -1,0 +1,62 @@
+"""Reads the constant weights of a program, plain or on a grid."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from tokc.errors import TargetRefused
+from tokc.targets.nodes import required
+
+Array = npt.NDArray[Any]
+
+
+def name_of(value: ir.Value) -> str:
+    """Return the weight's name in the artifact, the same for a packed and a plain weight."""
+    producer = value.producer()
+    source = required(producer.inputs[0]) if producer is not None else value
+    return (source.name or "").removesuffix(".q")
+
+
+def shape_of(value: ir.Value) -> tuple[int, ...]:
+    """Return a weight's shape."""
+    producer = value.producer()
+    source = required(producer.inputs[0]) if producer is not None else value
+    if source.const_value is None:
+        raise TargetRefused("a target needs constant weights", where=f"value '{value.name}'")
+    return tuple(int(extent) for extent in source.const_value.shape.numpy())
+
+
+def array(value: ir.Value) -> Array:
+    """Return an initializer's values."""
+    if value.const_value is None:
+        raise AssertionError(f"'{value.name}' is not a constant")
+    return value.const_value.numpy()
+
+
+def quants(value: ir.Value) -> Array:
+    """Return quants one a byte."""
+    values = array(value)
+    return values.astype(np.int8 if value.dtype == ir.DataType.INT8 else np.uint8)
+
+
+def dense(value: ir.Value) -> Array:
+    """Return a weight as f32, dequantizing it if it lies on a grid."""
+    producer = value.producer()
+    if producer is None:
+        return np.ascontiguousarray(array(value), np.float32)
+    q, scale, *rest = producer.inputs
+    block = producer.attributes["block_size"].as_int() if "block_size" in producer.attributes else 32
+    zero = producer.attributes["zero_point"].as_int() if "zero_point" in producer.attributes else 0
+    values = quants(required(q)).astype(np.float32) - np.float32(zero)
+    columns = values.shape[1]
+    values *= spread(array(required(scale)), block, columns)
+    if rest and rest[0] is not None:
+        values += spread(array(rest[0]), block, columns)
+    return values
+
+
+def spread(per_block: Array, block: int, columns: int) -> Array:
+    """Repeat one value a block over the block's columns; the last block may be short."""
+    return np.repeat(per_block.astype(np.float32), block, axis=1)[:, :columns]

@@ -1,0 +1,90 @@
+"""What lowering to a Plan keeps track of, whatever the target: buffers, launches and where values live."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from tokc.artifact.writer import Tensor
+from tokc.ir.program import Program
+from tokc.targets.nodes import required
+from tokc.targets.plan import ITEM_BYTES, Buffer, Launch, Operand, Rows
+
+INPUT_SHAPES: Mapping[str, tuple[str, ...]] = {
+    "input_ids": ("tokens",),
+    "positions": ("tokens",),
+    "sequences": ("tokens",),
+    "block_tables": ("seqs", "blocks"),
+    "logit_rows": ("rows",),
+}
+CACHE_DTYPES = {ir.DataType.FLOAT: "f32", ir.DataType.FLOAT16: "f16", ir.DataType.INT8: "i8"}
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where a value lives: a column range of a row-major buffer; widths in elements."""
+
+    buffer: str
+    width: int
+    stride: int
+    column: int = 0
+    rows: Rows = "tokens"
+    dtype: str = "f32"
+
+    @property
+    def operand(self) -> Operand:
+        """Return the pointer to its first element."""
+        return Operand(self.buffer, self.column * ITEM_BYTES[self.dtype])
+
+
+@dataclass
+class Lowering:
+    """What has been emitted so far; `limits` bounds tokens and logit rows of a step."""
+
+    program: Program
+    limits: Mapping[str, int]
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    buffers: dict[str, Buffer] = field(default_factory=dict)
+    launches: list[Launch] = field(default_factory=list)
+    slots: dict[ir.Value, Slot] = field(default_factory=dict)
+
+    def buffer(self, buffer: Buffer) -> Operand:
+        """Add a buffer once and return its pointer."""
+        self.buffers.setdefault(buffer.name, buffer)
+        return Operand(buffer.name)
+
+    def activation(
+        self, value: ir.Value, width: int, rows: Rows, stride: int | None = None, dtype: str = "f32"
+    ) -> Operand:
+        """Give `value` an arena buffer [rows, stride]."""
+        slot = Slot(f"a.{value.name}", width, stride or width, rows=rows, dtype=dtype)
+        self.slots[value] = slot
+        return self.buffer(Buffer(slot.buffer, "arena", dtype, (rows, slot.stride)))
+
+    def weight(self, packed: Tensor) -> Operand:
+        """Return the pointer to a packed weight, adding it once; files hold weights in this order."""
+        self.tensors.setdefault(packed.name, packed)
+        return self.buffer(Buffer(packed.name, "weights", packed.dtype, packed.shape))
+
+    def input(self, name: str) -> Operand:
+        """Return the pointer to an input of the step."""
+        return self.buffer(Buffer(name, "input", "i32", INPUT_SHAPES[name]))
+
+    def page_layout(self) -> tuple[int, str]:
+        """Return the page size and dtype of the cache."""
+        if self.program.kv is None:
+            raise AssertionError("a ragged program has a cache layout")
+        return self.program.kv.page, self.program.kv.dtype
+
+    def caches(self, values: tuple[ir.Value | None, ...]) -> tuple[Operand, ...]:
+        """Return pointers to the cache tensors of a layer, in place."""
+        operands = []
+        for value in values:
+            if value is None:
+                continue
+            name = (value.name or "").removesuffix(".out")
+            source = next(v for v in self.program.graph.inputs if v.name == name)
+            shape = tuple(d if isinstance(d, int) else "pages" for d in required(source).shape or ())
+            dtype = CACHE_DTYPES[source.dtype or ir.DataType.FLOAT]
+            operands.append(self.buffer(Buffer(name, "kv", dtype, shape)))
+        return tuple(operands)

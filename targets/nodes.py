@@ -1,0 +1,45 @@
+"""Reads nodes of a program's graph: their attributes, their inputs, and the layer that they belong to."""
+
+from itertools import pairwise
+
+import onnx_ir as ir
+
+
+def layer_of(node: ir.Node) -> int | None:
+    """Return the decoder layer that a node belongs to, read from the names of its weights and outputs."""
+    for value in (*node.inputs, *node.outputs):
+        parts = (value.name or "").split(".") if value is not None else []
+        for before, part in pairwise(parts):
+            if before in {"layers", "kv"} and part.isdigit():
+                return int(part)
+    return None
+
+
+def integer(node: ir.Node, name: str, default: int = 0) -> int:
+    """Return an integer attribute."""
+    return node.attributes[name].as_int() if name in node.attributes else default
+
+
+def number(node: ir.Node, name: str, default: float) -> float:
+    """Return a float attribute."""
+    return node.attributes[name].as_float() if name in node.attributes else default
+
+
+def text(node: ir.Node, name: str, default: str) -> str:
+    """Return a string attribute."""
+    return node.attributes[name].as_string() if name in node.attributes else default
+
+
+def required(value: ir.Value | None) -> ir.Value:
+    """Return an input that the op's row says is never absent."""
+    if value is None:
+        raise AssertionError("a required input is absent; verify should have refused the program")
+    return value
+
+
+def split_widths(node: ir.Node) -> list[int]:
+    """Return the widths of a Split's outputs from its constant second input."""
+    sizes = required(node.inputs[1]).const_value
+    if sizes is None:
+        raise AssertionError("fuse-qkv splits at constant widths")
+    return [int(size) for size in sizes.numpy()]
