@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from tokc.artifact.writer import Tensor
 from tokc.ir.program import KvDtype, Program
@@ -10,11 +11,14 @@ from tokc.runtime.manifest import TargetInfo
 
 @dataclass(frozen=True)
 class Precision:
-    """How weights and cache are to be stored; `weights` is int4, int8 or f32."""
+    """How weights and cache are to be stored; `weights` is int4, int8, f16 or f32."""
 
     weights: str = "int4"
     group: int = 32
     kv: KvDtype = "f16"
+
+
+Verified = Literal["run", "emulated", "interpreted", "compiled"]
 
 
 @dataclass(frozen=True)
@@ -42,21 +46,31 @@ class Lowered:
 
 @dataclass(frozen=True)
 class Device:
-    """One machine that a target can compile for; `runs_here` says whether this machine is one."""
+    """One machine that a target can compile for; `runs_here` says whether this machine is one.
+
+    `dtypes` are the forms of weights that its kernels take. `verified` says how far the code was checked:
+    run on such a machine, emulated (its machine's code executed by an emulator), interpreted (the kernels'
+    source executed), or compiled only.
+    """
 
     name: str
     summary: str
     runs_here: bool
+    dtypes: tuple[str, ...] = ("int4", "int8", "f32")
+    verified: Verified = "run"
 
 
 @dataclass(frozen=True)
 class Target:
-    """A kind of machine. `pipeline` gives the default passes as text; `lower` takes a device's name."""
+    """A kind of machine. `pipeline` gives the default passes as text; `lower` takes a device's name.
+
+    `host_device` is the one that this machine is, None if it is none.
+    """
 
     kind: str
     summary: str
     devices: Callable[[], tuple[Device, ...]]
-    host_device: Callable[[], str]
+    host_device: Callable[[], str | None]
     pipeline: Callable[[Precision], str]
     lower: Callable[[Program, str, Limits], Lowered]
 

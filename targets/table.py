@@ -21,9 +21,15 @@ def named_target(text: str) -> BoundTarget:
         raise UnknownOption(
             f"unknown target '{text}'; choose from {', '.join(TARGETS)}", hint="`tokc targets` lists them"
         )
-    if not device:
-        return BoundTarget(target, target.host_device())
     names = [known.name for known in target.devices()]
+    if not device:
+        host = target.host_device()
+        if host is None:
+            raise UnknownOption(
+                f"this machine has no device of target '{kind}' to build for; choose from {', '.join(names)}",
+                hint=f"name one, as in `--target {kind}:{names[0]}`; it need not be here",
+            )
+        return BoundTarget(target, host)
     if device not in names:
         raise UnknownOption(
             f"unknown device '{device}' of target '{kind}'; choose from {', '.join(names)}",

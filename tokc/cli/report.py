@@ -17,14 +17,17 @@ def report(
     bench: Annotated[
         Path | None, typer.Option(help="What `tokc bench` wrote. [default: NAME.bench.json]")
     ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Where it will run, a row of the device sheet, if not here.")
+    ] = None,
     html: Annotated[Path | None, typer.Option(help="Write the report as one HTML file.")] = None,
     json_out: Annotated[Path | None, typer.Option(help="Write the report as a JSON file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
     prices: Annotated[bool, typer.Option("--prices", help="Print the price sheet and end.")] = False,
 ) -> None:
-    """Show cost, speed, bytes and passes; without a bench, speed is predicted for this machine."""
+    """Show cost, speed, bytes and passes; without a bench, speed is predicted."""
     from tokc.cost import records
-    from tokc.cost.prices import DEFAULT_PRICE, parse_price, today
+    from tokc.cost.prices import parse_price, today
     from tokc.report import terminal
     from tokc.report.collect import collect
     from tokc.report.html import render
@@ -32,7 +35,8 @@ def report(
     if prices:
         _print_prices()
         return
-    found = collect(artifact, parse_price(price or DEFAULT_PRICE), today(), bench)
+    asked = None if price is None else parse_price(price)
+    found = collect(artifact, asked, today(), bench, device)
     if json_out is not None:
         records.write(json_out, found)
     if html is not None:

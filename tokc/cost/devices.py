@@ -33,8 +33,8 @@ INT8_SPEEDUP: Mapping[str, float] = {
 class Host:
     """A machine; rates are per second over the threads that were measured, by default one a core.
 
-    All are measured as `how` says; `int8_flops_per_s` is predicted from the f32 rate and the CPU's
-    instructions where no artifact's kernels could measure it.
+    All are as `how` says; `measured` is False for one that is not here. `int8_flops_per_s` is predicted from
+    the f32 rate and the CPU's instructions where no artifact's kernels could measure it.
     """
 
     cpu: str
@@ -46,6 +46,7 @@ class Host:
     f32_flops_per_s: float
     int8_flops_per_s: float
     how: str
+    measured: bool = True
 
 
 @runtime_checkable

@@ -8,8 +8,9 @@ from pathlib import Path
 from tokc.cost import records
 from tokc.cost.devices import probe
 from tokc.cost.measure import Bench, Point
-from tokc.cost.prices import Price, usd_per_token
+from tokc.cost.prices import DEFAULT_PRICE, Price, parse_price, usd_per_token
 from tokc.cost.roofline import StepWork, Work, error, predict, read_work
+from tokc.cost.sheet import Sheet, sheet_for
 from tokc.cost.spread import Spread
 from tokc.errors import TokcError
 from tokc.report.model import Batch, Figure, Identity, Inputs, LedgerRow, OpBytes, Report, TokenCost
@@ -37,14 +38,27 @@ def manifest_sha256(artifact: Path) -> str:
     return hashlib.sha256((artifact / "manifest.json").read_bytes()).hexdigest()
 
 
-def collect(path: Path, price: Price, today: date, bench: Path | None = None) -> Report:
-    """Return the report of an artifact; without a bench this machine is probed and rates are predicted only.
+def collect(
+    path: Path, price: Price | None, today: date, bench: Path | None = None, device: str | None = None
+) -> Report:
+    """Return the report of an artifact; without a bench rates are predicted only.
 
-    Raises: TokcError if a file is damaged or the bench is of another artifact.
+    They are predicted for `device`, a row of the device sheet, if the artifact is for an accelerator, and
+    else for this machine, which is probed. `price` None takes the sheet's default for a CPU.
+
+    Raises: TokcError if a file is damaged, the bench is of another artifact, or an accelerator has no price.
     """
     artifact = Artifact.open(path, verify=False)
+    target = artifact.manifest.target
+    sheet = sheet_for(f"{target.kind}:{target.device}", device)
+    price = price or _default_price(sheet)
     found = bench or (bench_path(path) if bench_path(path).exists() else None)
-    inputs = _probed(artifact, price) if found is None else _measured(found, path, price)
+    if found is not None:
+        inputs = _measured(found, path, price)
+    elif sheet is not None:
+        inputs = Inputs(host=sheet.host(), price=price)
+    else:
+        inputs = _probed(artifact, price)
     work = read_work(path)
     quality = path / "quality.json"
     return Report(
@@ -66,6 +80,15 @@ def collect(path: Path, price: Price, today: date, bench: Path | None = None) ->
         foreign_cpu=inputs.foreign_cpu,
         profile=inputs.profile,
     )
+
+
+def _default_price(sheet: Sheet | None) -> Price:
+    if sheet is not None:
+        raise TokcError(
+            f"the price sheet has no row for {sheet.summary}",
+            hint="say what an hour of it costs you, as in --price 2.50/h",
+        )
+    return parse_price(DEFAULT_PRICE)
 
 
 def _probed(artifact: Artifact, price: Price) -> Inputs:

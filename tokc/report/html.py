@@ -219,6 +219,7 @@ def _before_after(before: float, after: float) -> str:
 def _method(report: Report) -> str:
     identity, host = report.identity, report.host
     cache = f"{units.scaled(identity.kv_bytes_per_token, 'B')} a token in {identity.kv_dtype}"
+    basis = "measured" if host.measured else "data sheet"
     f32, int8 = (units.scaled(rate, "FLOP/s") for rate in (host.f32_flops_per_s, host.int8_flops_per_s))
     size, weights = (units.scaled(size, "B") for size in (identity.artifact_bytes, identity.weight_bytes))
     facts = [
@@ -228,7 +229,7 @@ def _method(report: Report) -> str:
         ("Size", f"{size}, weights {weights}"),
         ("Cache", f"{cache}, context of {identity.context} tokens"),
         ("Machine", f"{escape(host.cpu)}, {host.cores} cores, {escape(', '.join(host.instructions))}"),
-        ("Memory reads", f"{units.scaled(host.read_bytes_per_s, 'B/s')}, measured"),
+        ("Memory reads", f"{units.scaled(host.read_bytes_per_s, 'B/s')}, {basis}"),
         ("Arithmetic", f"{f32} in f32, measured; {int8} in int8, predicted"),
         ("Method", escape(host.how)),
         ("Price", escape(report.price_stated)),

@@ -1,0 +1,39 @@
+"""The sheet of devices that are not here."""
+
+import pytest
+
+from tokc.cost.sheet import device_sheet, sheet_for
+from tokc.errors import UnknownOption
+
+
+def test_every_row_has_positive_rates_and_a_source() -> None:
+    for name, row in device_sheet().items():
+        assert name == row.name
+        assert row.read_bytes_per_s > 1e11
+        assert row.f16_flops_per_s > 1e13
+        assert row.memory_bytes > 1e10
+        assert row.source
+        assert not row.host().measured
+
+
+def test_a_target_takes_its_first_row_unless_told_otherwise() -> None:
+    first = sheet_for("cuda:sm_90")
+    assert first is not None
+    assert first.name == "h100-sxm"
+    other = sheet_for("cuda:sm_90", "h200-sxm")
+    assert other is not None
+    assert other.read_bytes_per_s == 4.8e12
+
+
+def test_a_cpu_has_no_row() -> None:
+    assert sheet_for("cpu:avx2") is None
+
+
+def test_an_unknown_device_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(UnknownOption, match="unknown device 'h300'; choose from a100-sxm-80gb"):
+        sheet_for("cuda:sm_90", "h300")
+
+
+def test_a_device_of_another_target_is_refused() -> None:
+    with pytest.raises(UnknownOption, match="'mi300x' runs rocm:gfx942, the artifact is for cuda:sm_90"):
+        sheet_for("cuda:sm_90", "mi300x")
