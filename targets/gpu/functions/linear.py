@@ -1,0 +1,321 @@
+"""The Triton functions of `linear`.
+
+The product is taken with its operands swapped: a tile of the weight, [BLOCK_N, BLOCK_K], is the first operand
+of the matrix unit and stays in registers once it is dequantized; the rows of x are its columns. So the
+matrix unit is filled along its long side even for one token, and narrow and wide steps differ in nothing but
+the number of columns.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def small_integers(codes, ZERO: tl.constexpr):
+    """Turn u8 codes into f16(code - ZERO), exactly.
+
+    f16 numbers from 1024 to 2047 are one apart, so that a code is the mantissa of 1024 + code: an `or` and a
+    subtraction, both for pairs, instead of a conversion, which has a quarter of the rate or less.
+    """
+    return (codes.to(tl.uint16) | 0x6400).to(tl.float16, bitcast=True) - (1024.0 + ZERO)
+
+
+@triton.jit
+def weight_tile(weight, n, n_inside, column, STRIDE: tl.constexpr, MASKED: tl.constexpr):
+    """Load [BLOCK_N, columns] of rows of STRIDE elements."""
+    at = weight + n[:, None] * STRIDE + column[None, :]
+    if MASKED:
+        return tl.load(at, mask=n_inside[:, None] & (column < STRIDE)[None, :], other=0)
+    return tl.load(at)
+
+
+@triton.jit
+def row_tile(x, row, row_inside, column, STRIDE: tl.constexpr, K: tl.constexpr, MASKED: tl.constexpr):
+    """Load a tile of x, turned: [columns, rows]."""
+    at = x + row[None, :] * STRIDE + column[:, None]
+    if MASKED:
+        return tl.load(at, mask=row_inside[None, :] & (column < K)[:, None], other=0.0)
+    return tl.load(at, mask=row_inside[None, :], other=0.0)
+
+
+@triton.jit
+def spread_groups(values, k, n, n_inside, N: tl.constexpr, K: tl.constexpr, GROUP: tl.constexpr,
+                  BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SPAN: tl.constexpr,
+                  MASKED: tl.constexpr):  # fmt: skip
+    """Load scales or offsets of the groups of columns k.. and repeat each SPAN times.
+
+    Stored [K / GROUP, N up to a multiple of 16]; returns [BLOCK_N, groups * SPAN]. Every value is fetched
+    once, and repeated by naming its register again.
+    """
+    GROUPS: tl.constexpr = BLOCK_K // GROUP
+    STRIDE: tl.constexpr = (N + 15) // 16 * 16
+    group = k // GROUP + tl.arange(0, GROUPS)
+    at = values + group[:, None] * STRIDE + n[None, :]
+    if MASKED:
+        loaded = tl.load(at, mask=(group < K // GROUP)[:, None] & n_inside[None, :], other=0.0)
+    else:
+        loaded = tl.load(at)
+    turned = tl.permute(loaded, (1, 0))[:, :, None]
+    return tl.reshape(tl.broadcast_to(turned, (BLOCK_N, GROUPS, SPAN)), (BLOCK_N, GROUPS * SPAN))
+
+
+@triton.jit
+def accumulate(acc, first, last, weight, scale, offset, x, n, n_inside, row, row_inside,
+               N: tl.constexpr, K: tl.constexpr, X_STRIDE: tl.constexpr, BITS: tl.constexpr,
+               GROUP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+               MASKED: tl.constexpr):  # fmt: skip
+    """Add the products of columns [first, last) to acc f32[BLOCK_N, rows], in ascending tiles."""
+    for k in range(first, last, BLOCK_K):
+        if BITS == 16:
+            column = k + tl.arange(0, BLOCK_K)
+            w = weight_tile(weight, n, n_inside, column, K, MASKED)
+            part = row_tile(x, row, row_inside, column, X_STRIDE, K, MASKED)
+            acc = tl.dot(w, part, acc=acc)
+        elif BITS == 8:
+            column = k + tl.arange(0, BLOCK_K)
+            codes = weight_tile(weight, n, n_inside, column, K, MASKED)
+            by = spread_groups(scale, k, n, n_inside, N, K, GROUP, BLOCK_N, BLOCK_K, GROUP, MASKED)
+            part = row_tile(x, row, row_inside, column, X_STRIDE, K, MASKED)
+            w = small_integers(codes.to(tl.uint8, bitcast=True) ^ 0x80, 128.0) * by
+            acc = tl.dot(w, part, acc=acc)
+        else:
+            # A byte holds two columns of one group, HALF apart: both nibbles take the same scale, and the low
+            # and the high columns are a product each, so that nothing has to be interleaved.
+            HALF: tl.constexpr = GROUP // 2
+            j = tl.arange(0, BLOCK_K // 2)
+            low = k + j // HALF * GROUP + j % HALF
+            codes = weight_tile(weight, n, n_inside, k // 2 + j, K // 2, MASKED)
+            by = spread_groups(scale, k, n, n_inside, N, K, GROUP, BLOCK_N, BLOCK_K, HALF, MASKED)
+            x_low = row_tile(x, row, row_inside, low, X_STRIDE, K, MASKED)
+            x_high = row_tile(x, row, row_inside, low + HALF, X_STRIDE, K, MASKED)
+            if offset is None:
+                w_low = small_integers(codes & 0xF, 8.0) * by
+                w_high = small_integers(codes >> 4, 8.0) * by
+            else:
+                plus = spread_groups(offset, k, n, n_inside, N, K, GROUP, BLOCK_N, BLOCK_K, HALF, MASKED)
+                w_low = small_integers(codes & 0xF, 0.0) * by + plus
+                w_high = small_integers(codes >> 4, 0.0) * by + plus
+            acc = tl.dot(w_low, x_low, acc=acc)
+            acc = tl.dot(w_high, x_high, acc=acc)
+    return acc
+
+
+@triton.jit
+def finish(acc, y, n, n_inside, row, row_inside, N: tl.constexpr, F16: tl.constexpr):
+    """Write acc [BLOCK_N, rows] to y [rows, N]; f16 is held within its range."""
+    at = y + row[None, :] * N + n[:, None]
+    inside = row_inside[None, :] & n_inside[:, None]
+    if F16:
+        tl.store(at, tl.minimum(tl.maximum(acc, -65504.0), 65504.0).to(tl.float16), mask=inside)
+    else:
+        tl.store(at, acc, mask=inside)
+
+
+@triton.jit
+def linear_tile(weight, scale, offset, x, info, bias, y, partials, counters,
+                N: tl.constexpr, K: tl.constexpr, X_STRIDE: tl.constexpr, BITS: tl.constexpr,
+                GROUP: tl.constexpr, F16: tl.constexpr, COUNT: tl.constexpr, ROWS: tl.constexpr,
+                BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SPLITS: tl.constexpr):  # fmt: skip
+    """Compute a tile [ROWS, BLOCK_N] of y; a pointer that is None is absent.
+
+    The columns are summed in SPLITS ranges, whose sums are added in order. With `partials` a program takes
+    one range, and the program that comes last to its tile adds up; without, a program takes them all.
+    """
+    count = tl.load(info + COUNT)
+    first_row = tl.program_id(0) * ROWS
+    if first_row >= count:
+        return
+    first_n = tl.program_id(1) * BLOCK_N
+    row = tl.arange(0, ROWS)
+    n = tl.arange(0, BLOCK_N)
+    row_inside = row < count - first_row
+    n_inside = n < N - first_n
+    MASKED: tl.constexpr = N % BLOCK_N != 0 or K % BLOCK_K != 0
+    SHARE: tl.constexpr = (K + SPLITS * BLOCK_K - 1) // (SPLITS * BLOCK_K) * BLOCK_K
+    # Within a tile 32 bits address everything; its first element may lie further away.
+    weight += first_n.to(tl.int64) * (K // 2 if BITS == 4 else K)
+    x += first_row.to(tl.int64) * X_STRIDE
+    y += first_row.to(tl.int64) * N + first_n
+    if scale is not None:
+        scale += first_n
+    if offset is not None:
+        offset += first_n
+    if bias is not None:
+        bias += first_n
+    acc = tl.zeros((BLOCK_N, ROWS), tl.float32)
+    if partials is not None:
+        split = tl.program_id(2)
+        last = tl.minimum(split * SHARE + SHARE, K)
+        acc = accumulate(acc, split * SHARE, last, weight, scale, offset, x, n, n_inside, row, row_inside,
+                         N, K, X_STRIDE, BITS, GROUP, BLOCK_N, BLOCK_K, MASKED)  # fmt: skip
+        at = partials + first_n + row[None, :] * N + n[:, None]
+        inside = row_inside[None, :] & n_inside[:, None]
+        tl.store(at + split * (ROWS * N), acc, mask=inside)
+        # Every thread's part must have been written before the program counts itself in.
+        tl.debug_barrier()
+        if tl.atomic_add(counters + tl.program_id(1), 1, sem="acq_rel", scope="gpu") < SPLITS - 1:
+            return
+        tl.debug_barrier()
+        acc = tl.zeros((BLOCK_N, ROWS), tl.float32)
+        for each in range(SPLITS):
+            acc += tl.load(at + each * (ROWS * N), mask=inside, other=0.0, cache_modifier=".cg")
+        tl.store(counters + tl.program_id(1), 0)
+    elif SPLITS == 1:
+        acc = accumulate(acc, 0, K, weight, scale, offset, x, n, n_inside, row, row_inside,
+                         N, K, X_STRIDE, BITS, GROUP, BLOCK_N, BLOCK_K, MASKED)  # fmt: skip
+    else:
+        for split in range(SPLITS):
+            last = tl.minimum(split * SHARE + SHARE, K)
+            part = tl.zeros((BLOCK_N, ROWS), tl.float32)
+            acc += accumulate(part, split * SHARE, last, weight, scale, offset, x, n, n_inside, row,
+                              row_inside, N, K, X_STRIDE, BITS, GROUP, BLOCK_N, BLOCK_K, MASKED)  # fmt: skip
+    if bias is not None:
+        acc += tl.load(bias + n, mask=n_inside, other=0.0)[:, None]
+    finish(acc, y, n, n_inside, row, row_inside, N, F16)
+
+
+# The entries: a function for every list of pointers, because an absent one is not an argument.
+
+
+@triton.jit
+def linear(
+    weight, x, info, y,
+    N: tl.constexpr, K: tl.constexpr, X_STRIDE: tl.constexpr, BITS: tl.constexpr,
+    GROUP: tl.constexpr, F16: tl.constexpr, COUNT: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr, SPLITS: tl.constexpr,
+):  # fmt: skip
+    """Compute y = x @ w.T: f16 weights."""
+    linear_tile(weight, None, None, x, info, None, y, None, None, N, K, X_STRIDE, BITS,
+                GROUP, F16, COUNT, ROWS, BLOCK_N, BLOCK_K, SPLITS)  # fmt: skip
+
+
+@triton.jit
+def linear_bias(
+    weight, x, info, bias, y,
+    N: tl.constexpr, K: tl.constexpr, X_STRIDE: tl.constexpr, BITS: tl.constexpr,
+    GROUP: tl.constexpr, F16: tl.constexpr, COUNT: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr, SPLITS: tl.constexpr,
+):  # fmt: skip
+    """Compute y = x @ w.T + bias: f16 weights."""
+    linear_tile(weight, None, None, x, info, bias, y, None, None, N, K, X_STRIDE, BITS,
+                GROUP, F16, COUNT, ROWS, BLOCK_N, BLOCK_K, SPLITS)  # fmt: skip
+
+
+@triton.jit
+def linear_scale(
+    weight, scale, x, info, y,
+    N: tl.constexpr, K: tl.constexpr, X_STRIDE: tl.constexpr, BITS: tl.constexpr,
+    GROUP: tl.constexpr, F16: tl.constexpr, COUNT: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr, SPLITS: tl.constexpr,
+):  # fmt: skip
+    """Compute y = x @ w.T: weights with scales."""
+    linear_tile(weight, scale, None, x, info, None, y, None, None, N, K, X_STRIDE, BITS,
+                GROUP, F16, COUNT, ROWS, BLOCK_N, BLOCK_K, SPLITS)  # fmt: skip
+
+
+@triton.jit
+def linear_scale_bias(
+    weight, scale, x, info, bias, y,
+    N: tl.constexpr, K: tl.constexpr, X_STRIDE: tl.constexpr, BITS: tl.constexpr,
+    GROUP: tl.constexpr, F16: tl.constexpr, COUNT: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr, SPLITS: tl.constexpr,
+):  # fmt: skip
+    """Compute y = x @ w.T + bias: weights with scales."""
+    linear_tile(weight, scale, None, x, info, bias, y, None, None, N, K, X_STRIDE, BITS,
+                GROUP, F16, COUNT, ROWS, BLOCK_N, BLOCK_K, SPLITS)  # fmt: skip
+
+
+@triton.jit
+def linear_offset(
+    weight, scale, offset, x, info, y,
+    N: tl.constexpr, K: tl.constexpr, X_STRIDE: tl.constexpr, BITS: tl.constexpr,
+    GROUP: tl.constexpr, F16: tl.constexpr, COUNT: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr, SPLITS: tl.constexpr,
+):  # fmt: skip
+    """Compute y = x @ w.T: weights with scales and offsets."""
+    linear_tile(weight, scale, offset, x, info, None, y, None, None, N, K, X_STRIDE, BITS,
+                GROUP, F16, COUNT, ROWS, BLOCK_N, BLOCK_K, SPLITS)  # fmt: skip
+
+
+@triton.jit
+def linear_offset_bias(
+    weight, scale, offset, x, info, bias, y,
+    N: tl.constexpr, K: tl.constexpr, X_STRIDE: tl.constexpr, BITS: tl.constexpr,
+    GROUP: tl.constexpr, F16: tl.constexpr, COUNT: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr, SPLITS: tl.constexpr,
+):  # fmt: skip
+    """Compute y = x @ w.T + bias: weights with scales and offsets."""
+    linear_tile(weight, scale, offset, x, info, bias, y, None, None, N, K, X_STRIDE, BITS,
+                GROUP, F16, COUNT, ROWS, BLOCK_N, BLOCK_K, SPLITS)  # fmt: skip
+
+
+@triton.jit
+def linear_shared(
+    weight, x, info, y, partials, counters,
+    N: tl.constexpr, K: tl.constexpr, X_STRIDE: tl.constexpr, BITS: tl.constexpr,
+    GROUP: tl.constexpr, F16: tl.constexpr, COUNT: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr, SPLITS: tl.constexpr,
+):  # fmt: skip
+    """Compute y = x @ w.T: f16 weights, ranges of columns are programs."""
+    linear_tile(weight, None, None, x, info, None, y, partials, counters, N, K, X_STRIDE, BITS,
+                GROUP, F16, COUNT, ROWS, BLOCK_N, BLOCK_K, SPLITS)  # fmt: skip
+
+
+@triton.jit
+def linear_bias_shared(
+    weight, x, info, bias, y, partials, counters,
+    N: tl.constexpr, K: tl.constexpr, X_STRIDE: tl.constexpr, BITS: tl.constexpr,
+    GROUP: tl.constexpr, F16: tl.constexpr, COUNT: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr, SPLITS: tl.constexpr,
+):  # fmt: skip
+    """Compute y = x @ w.T + bias: f16 weights, ranges of columns are programs."""
+    linear_tile(weight, None, None, x, info, bias, y, partials, counters, N, K, X_STRIDE, BITS,
+                GROUP, F16, COUNT, ROWS, BLOCK_N, BLOCK_K, SPLITS)  # fmt: skip
+
+
+@triton.jit
+def linear_scale_shared(
+    weight, scale, x, info, y, partials, counters,
+    N: tl.constexpr, K: tl.constexpr, X_STRIDE: tl.constexpr, BITS: tl.constexpr,
+    GROUP: tl.constexpr, F16: tl.constexpr, COUNT: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr, SPLITS: tl.constexpr,
+):  # fmt: skip
+    """Compute y = x @ w.T: weights with scales, ranges of columns are programs."""
+    linear_tile(weight, scale, None, x, info, None, y, partials, counters, N, K, X_STRIDE, BITS,
+                GROUP, F16, COUNT, ROWS, BLOCK_N, BLOCK_K, SPLITS)  # fmt: skip
+
+
+@triton.jit
+def linear_scale_bias_shared(
+    weight, scale, x, info, bias, y, partials, counters,
+    N: tl.constexpr, K: tl.constexpr, X_STRIDE: tl.constexpr, BITS: tl.constexpr,
+    GROUP: tl.constexpr, F16: tl.constexpr, COUNT: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr, SPLITS: tl.constexpr,
+):  # fmt: skip
+    """Compute y = x @ w.T + bias: weights with scales, ranges of columns are programs."""
+    linear_tile(weight, scale, None, x, info, bias, y, partials, counters, N, K, X_STRIDE, BITS,
+                GROUP, F16, COUNT, ROWS, BLOCK_N, BLOCK_K, SPLITS)  # fmt: skip
+
+
+@triton.jit
+def linear_offset_shared(
+    weight, scale, offset, x, info, y, partials, counters,
+    N: tl.constexpr, K: tl.constexpr, X_STRIDE: tl.constexpr, BITS: tl.constexpr,
+    GROUP: tl.constexpr, F16: tl.constexpr, COUNT: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr, SPLITS: tl.constexpr,
+):  # fmt: skip
+    """Compute y = x @ w.T: weights with scales and offsets, ranges of columns are programs."""
+    linear_tile(weight, scale, offset, x, info, None, y, partials, counters, N, K, X_STRIDE, BITS,
+                GROUP, F16, COUNT, ROWS, BLOCK_N, BLOCK_K, SPLITS)  # fmt: skip
+
+
+@triton.jit
+def linear_offset_bias_shared(
+    weight, scale, offset, x, info, bias, y, partials, counters,
+    N: tl.constexpr, K: tl.constexpr, X_STRIDE: tl.constexpr, BITS: tl.constexpr,
+    GROUP: tl.constexpr, F16: tl.constexpr, COUNT: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr, SPLITS: tl.constexpr,
+):  # fmt: skip
+    """Compute y = x @ w.T + bias: weights with scales and offsets, ranges of columns are programs."""
+    linear_tile(weight, scale, offset, x, info, bias, y, partials, counters, N, K, X_STRIDE, BITS,
+                GROUP, F16, COUNT, ROWS, BLOCK_N, BLOCK_K, SPLITS)  # fmt: skip

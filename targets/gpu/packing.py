@@ -1,0 +1,101 @@
+"""Packs weights into the arrays that `tokc.targets.gpu.kernels.linear` reads, a slab of rows at a time.
+
+`Linear.parts` names the arrays and gives dtypes and shapes without packing anything.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tokc.errors import TargetRefused
+from tokc.targets.gpu.kernels.linear import SCALE_ALIGNMENT, Linear
+
+Array = npt.NDArray[Any]
+SLAB_ELEMENTS = 1 << 20
+F16_MAX = 65504.0
+ITEM_BYTES = {"f16": 2, "i8": 1, "u8": 1}
+
+
+def part_bytes(kernel: Linear) -> dict[str, int]:
+    """Return the size of each array of a weight."""
+    return {name: ITEM_BYTES[dtype] * int(np.prod(shape)) for name, dtype, shape in kernel.parts}
+
+
+def pack_dense(w: Array, kernel: Linear) -> npt.NDArray[np.float16]:
+    """Return f16[n, k] of a weight in any float dtype, held within f16's range."""
+    _same_shape(w, (kernel.n, kernel.k))
+    out = np.empty((kernel.n, kernel.k), np.float16)
+    for rows in slabs(kernel):
+        out[rows] = np.clip(w[rows].astype(np.float32), -F16_MAX, F16_MAX)
+    return out
+
+
+def pack_codes(q: Array, kernel: Linear) -> Array:
+    """Return a weight's codes as the kernel reads them: i8[n, k], or two codes a byte, u8[n, k / 2].
+
+    Shapes: q i8[n, k], or u8[n, k] with codes 0..15.
+    Raises: TargetRefused for a code that the grid does not have.
+    """
+    _same_shape(q, (kernel.n, kernel.k))
+    if kernel.bits == 8:
+        return np.ascontiguousarray(q, np.int8)
+    out = np.empty((kernel.n, kernel.k // 2), np.uint8)
+    for rows in slabs(kernel):
+        codes = q[rows].astype(np.uint8)
+        if codes.max(initial=0) > 15:
+            raise TargetRefused(f"a weight of 4 bits holds the code {codes.max()}; choose from 0 to 15")
+        halves = codes.reshape(len(codes), -1, 2, kernel.group // 2)
+        out[rows] = (halves[:, :, 0] | (halves[:, :, 1] << 4)).reshape(len(codes), -1)
+    return out
+
+
+def pack_groups(values: Array, kernel: Linear) -> npt.NDArray[np.float16]:
+    """Return scales or offsets [n, k / block] as the kernel reads them, f16[k / group, n16].
+
+    `block` may be a multiple of the kernel's group; the value is then repeated.
+    Raises: TargetRefused if blocks are smaller than groups, or hold what f16 cannot.
+    """
+    groups = kernel.k // kernel.group
+    if len(values) != kernel.n or groups % values.shape[1]:
+        raise TargetRefused(
+            f"scales of shape {values.shape} do not fit {kernel.n} rows of {groups} groups of {kernel.group}",
+            hint="quantize in blocks of 32 columns or a multiple",
+        )
+    if not float(np.abs(values).max(initial=0.0)) <= F16_MAX:
+        raise TargetRefused("a weight has a scale or an offset that f16 cannot hold")
+    aligned = -(-kernel.n // SCALE_ALIGNMENT) * SCALE_ALIGNMENT
+    out = np.zeros((groups, aligned), np.float16)
+    out[:, : kernel.n] = np.repeat(values.astype(np.float16), groups // values.shape[1], axis=1).T
+    return out
+
+
+def unpack(parts: Mapping[str, Array], kernel: Linear) -> npt.NDArray[np.float64]:
+    """Return the weight [n, k] that packed arrays stand for, exactly, before it is rounded to f16."""
+    weight = parts["weight"]
+    if kernel.bits == 16:
+        return weight.astype(np.float64)
+    if kernel.bits == 8:
+        codes = weight.astype(np.float64)
+    else:
+        bytes_ = weight.reshape(kernel.n, -1, kernel.group // 2)
+        codes = np.concatenate((bytes_ & 0xF, bytes_ >> 4), axis=2).reshape(kernel.n, kernel.k)
+        codes = codes.astype(np.float64) - (8 if kernel.symmetric else 0)
+    spread = {
+        name: np.repeat(parts[name][:, : kernel.n].T.astype(np.float64), kernel.group, axis=1)
+        for name in parts
+        if name != "weight"
+    }
+    return codes * spread["scale"] + spread.get("offset", 0.0)
+
+
+def slabs(kernel: Linear) -> Iterator[slice]:
+    """Yield ranges of rows that are small beside a large weight."""
+    step = max(1, SLAB_ELEMENTS // kernel.k)
+    for first in range(0, kernel.n, step):
+        yield slice(first, min(first + step, kernel.n))
+
+
+def _same_shape(w: Array, shape: tuple[int, int]) -> None:
+    assert w.shape == shape, f"the weight is {w.shape}, the kernel takes {shape}"
