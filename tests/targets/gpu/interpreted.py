@@ -1,6 +1,9 @@
 """Runs a GPU kernel in Triton's interpreter, over numpy arrays in place."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import numpy.typing as npt
@@ -32,11 +35,31 @@ def interpret(kernel: Kernel, arrays: Mapping[str, Array], sizes: Mapping[str, i
     """
     import torch
 
-    tensors = []
+    tensors = {}
     for name, dtype in kernel.args:
         array = arrays[name]
         assert array.dtype == DTYPES.get(dtype, array.dtype), f"{name} is {array.dtype}, not {dtype}"
         assert array.flags.c_contiguous, f"{name} is not contiguous"
-        tensors.append(torch.from_numpy(array.reshape(-1)))
+        tensors[name] = torch.from_numpy(array.reshape(-1))
     grid = tuple(extent(axis, sizes) for axis in kernel.grid)
-    kernel.function()[grid](*tensors, **kernel.constants)
+    kernel.function()[grid](**tensors, **kernel.constants)
+
+
+@contextmanager
+def products_in_order() -> Iterator[None]:
+    """Let `tl.dot` sum over its inner axis in one order for every row, as a matrix unit does.
+
+    The interpreter asks BLAS, which sums a row in another order where it lies elsewhere in its tile, so that
+    nothing could be compared bit by bit.
+    """
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    def create_dot(_: object, a: Any, b: Any, d: Any, *__: object) -> Any:
+        left, right = (each.data.astype(d.data.dtype) for each in (a, b))
+        found = np.zeros_like(d.data)
+        for k in range(left.shape[1]):
+            found += left[:, k, None] * right[k]
+        return TensorHandle(found + d.data, d.dtype.scalar)
+
+    with patch.object(InterpreterBuilder, "create_dot", create_dot):
+        yield
