@@ -1,0 +1,1 @@
+"""What XLA compiles for: TPUs, and this machine's processor to check the same function on."""
