@@ -22,6 +22,7 @@ _DTYPES: dict[str, np.dtype[np.generic]] = {
     "I32": np.dtype(np.int32),
     "I64": np.dtype(np.int64),
     "F16": np.dtype(np.float16),
+    "BF16": np.dtype(np.uint16),  # the bits; numpy has no such float
     "F32": np.dtype(np.float32),
 }
 

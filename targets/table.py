@@ -6,8 +6,10 @@ from tokc.errors import UnknownOption
 from tokc.runtime.manifest import TargetInfo
 from tokc.targets.base import BoundTarget, Target
 from tokc.targets.cpu.target import TARGET as CPU
+from tokc.targets.gpu.target import CUDA, ROCM
+from tokc.targets.tpu.target import TPU, XLA
 
-TARGETS: Mapping[str, Target] = {target.kind: target for target in (CPU,)}
+TARGETS: Mapping[str, Target] = {target.kind: target for target in (CPU, CUDA, ROCM, TPU, XLA)}
 
 
 def named_target(text: str) -> BoundTarget:

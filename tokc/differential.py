@@ -18,7 +18,7 @@ from tokc.pipeline import Step, pass_text
 from tokc.quality.divergence import F32, Divergence, divergence, logits
 from tokc.runtime.artifact import Artifact
 from tokc.runtime.executors.base import Batch
-from tokc.runtime.executors.cpu import CpuExecutor
+from tokc.runtime.executors.table import executor_for
 
 PROMPT = (
     "The capital of France is Paris. Water boils at 100 degrees. A compiler turns a program into another, "
@@ -110,7 +110,7 @@ class DifferentialCheck:
 
 def lowered_answers(artifact: Path, token_ids: npt.NDArray[np.int64]) -> F32:
     """Run an artifact's plan over token ids [sequences, tokens]: a prefill, then decoding over the cache."""
-    with closing(CpuExecutor.open(Artifact.open(artifact, verify=False))) as executor:
+    with closing(executor_for(Artifact.open(artifact, verify=False))) as executor:
         sequences, tokens = token_ids.shape
         blocks = -(-tokens // executor.page_size)
         tables = np.arange(sequences * blocks, dtype=np.int32)[::-1].reshape(sequences, blocks)

@@ -15,7 +15,13 @@ def _cpu(artifact: Artifact, threads: int | None, kv_bytes: int | None) -> Execu
     return CpuExecutor.open(artifact, threads=threads, kv_bytes=kv_bytes)
 
 
-EXECUTORS: dict[str, Open] = {"cpu": _cpu}
+def _xla(artifact: Artifact, threads: int | None, kv_bytes: int | None) -> Executor:
+    from tokc.runtime.executors.xla import XlaExecutor
+
+    return XlaExecutor.open(artifact, threads=threads, kv_bytes=kv_bytes)
+
+
+EXECUTORS: dict[str, Open] = {"cpu": _cpu, "tpu": _xla, "xla": _xla}
 
 
 def executor_for(artifact: Artifact, *, threads: int | None = None, kv_bytes: int | None = None) -> Executor:

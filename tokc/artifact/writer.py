@@ -16,7 +16,7 @@ import numpy.typing as npt
 from tokc.errors import TokcError
 from tokc.runtime.manifest import FileInfo
 
-SAFETENSORS_DTYPES = {"u8": "U8", "i8": "I8", "f16": "F16", "f32": "F32", "i32": "I32"}
+SAFETENSORS_DTYPES = {"u8": "U8", "i8": "I8", "f16": "F16", "f32": "F32", "i32": "I32", "bf16": "BF16"}
 ALIGNMENT = 64
 
 
