@@ -21,7 +21,13 @@ def _xla(artifact: Artifact, threads: int | None, kv_bytes: int | None) -> Execu
     return XlaExecutor.open(artifact, threads=threads, kv_bytes=kv_bytes)
 
 
-EXECUTORS: dict[str, Open] = {"cpu": _cpu, "tpu": _xla, "xla": _xla}
+def _gpu(artifact: Artifact, _threads: int | None, kv_bytes: int | None) -> Executor:
+    from tokc.runtime.executors.gpu import GpuExecutor
+
+    return GpuExecutor.open(artifact, kv_bytes=kv_bytes)
+
+
+EXECUTORS: dict[str, Open] = {"cpu": _cpu, "cuda": _gpu, "rocm": _gpu, "tpu": _xla, "xla": _xla}
 
 
 def executor_for(artifact: Artifact, *, threads: int | None = None, kv_bytes: int | None = None) -> Executor:

@@ -1,0 +1,1 @@
+"""Drives a GPU through its vendor's driver: memory, copies, kernels, graphs and events."""

@@ -1,0 +1,319 @@
+"""Runs an artifact's plan on a GPU, through its vendor's driver.
+
+A step of few tokens, as decoding has them, is recorded once as a graph for each bucket of sizes and replayed
+afterwards: one call instead of one a kernel. A step of many tokens is launched kernel by kernel, for the
+device is busy longer with each than the host with the next.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from tokc.errors import ArtifactRefused, TokcError
+from tokc.runtime.artifact import WEIGHTS, Artifact
+from tokc.runtime.drivers.abi import KernelAbi, LaunchAbi
+from tokc.runtime.drivers.base import Driver, Extent, Handle, Parameters
+from tokc.runtime.drivers.memory import DeviceMemory, buffer_bytes, laid_out, upload_weights
+from tokc.runtime.executors.base import Batch
+from tokc.runtime.executors.gpu_inputs import Sizes, StepInputs, bucket
+
+# Of the memory that is free when everything else lies there; the rest is for graphs and for others.
+CACHE_SHARE = 0.85
+
+Grid = tuple[tuple[str | None, int, int], ...]
+
+
+class _Launch(NamedTuple):
+    """A launch of the plan, ready but for its grid; `at` is its index there."""
+
+    at: int
+    kernel: KernelAbi
+    function: Handle
+    grid: Grid
+    parameters: Parameters
+
+
+class GpuExecutor:
+    """Holds the weights, the paged cache, the code and the graphs of one model on one device."""
+
+    def __init__(self, artifact: Artifact, driver: Driver, *, kv_bytes: int | None = None) -> None:
+        """Bring the model to the device of `driver`, which is closed with this.
+
+        `kv_bytes` None takes 85 % of the memory that the model leaves free.
+        Raises: ArtifactRefused if the code does not fit the device, or the model its memory.
+        """
+        manifest = artifact.manifest
+        self.vocab_size = manifest.model.vocab
+        self.page_size = manifest.kv.page
+        self.context_length = manifest.limits.context
+        self.max_tokens = manifest.limits.max_tokens_per_step
+        self.max_seqs = manifest.limits.max_rows
+        self.plan: Mapping[str, Any] = json.loads((artifact.path / "plan.json").read_text())
+        self.driver = driver
+        self._limits: Mapping[str, int] = self.plan["limits"]
+        self._graphs: dict[Sizes, Handle | None] = {}
+        self._modules: list[Handle] = []
+        self._memory = DeviceMemory(driver)
+        self._stream: Handle = None
+        self._open = True
+        try:
+            self._prepare(artifact, kv_bytes)
+        except BaseException:
+            self.close()
+            raise
+
+    @classmethod
+    def open(cls, artifact: Artifact, *, kv_bytes: int | None = None) -> "GpuExecutor":
+        """Return an executor on this machine's first device of the artifact's kind, `cuda` or `rocm`."""
+        if artifact.manifest.target.kind == "cuda":
+            from tokc.runtime.drivers.cuda import CudaDriver
+
+            return cls(artifact, CudaDriver(), kv_bytes=kv_bytes)
+        from tokc.runtime.drivers.hip import HipDriver
+
+        return cls(artifact, HipDriver(), kv_bytes=kv_bytes)
+
+    def step(self, batch: Batch) -> npt.NDArray[np.float32]:
+        """Run one step; returns logits f32[rows, vocab], valid until the next step.
+
+        Raises: RequestRefused if the batch exceeds the artifact's limits; TokcError if the device fails.
+        """
+        sizes = self._load(batch)
+        with self._settled():
+            self._run(bucket(sizes, self._limits))
+            return self._logits_of(sizes.rows)
+
+    def profile(self, batch: Batch) -> npt.NDArray[np.float64]:
+        """Run one step; returns seconds f64[launches, 2]: in the kernel, and until the next one began.
+
+        Launches that are no part of such a step have zeros.
+        """
+        driver, stream = self.driver, self._stream
+        sizes = self._load(batch)
+        grid = bucket(sizes, self._limits)
+        launches = [launch for launch in self._steps[grid.narrow] if _extent(launch.grid, grid)]
+        events = [driver.create_event() for _ in range(2 * len(launches))]
+        seconds = np.zeros((len(self.plan["launches"]), 2))
+        try:
+            with self._settled():
+                for launch, began, ended in zip(launches, events[::2], events[1::2], strict=True):
+                    driver.record(began, stream)
+                    self._launch([launch], grid)
+                    driver.record(ended, stream)
+                self._logits_of(sizes.rows)
+            for at, launch in enumerate(launches):
+                seconds[launch.at, 0] = driver.elapsed_s(events[2 * at], events[2 * at + 1])
+                if at + 1 < len(launches):
+                    seconds[launch.at, 1] = driver.elapsed_s(events[2 * at + 1], events[2 * at + 2])
+        finally:
+            for event in events:
+                driver.destroy_event(event)
+        return seconds
+
+    def close(self) -> None:
+        """Let go of graphs, code, memory and device; a driver that refuses after a failure is passed over."""
+        if not self._open:
+            return
+        self._open = False
+        driver = self.driver
+        with suppress(TokcError):
+            driver.activate()
+        if self._stream is not None:
+            with suppress(TokcError):
+                driver.synchronize(self._stream)
+        for graph in self._graphs.values():
+            if graph is not None:
+                with suppress(TokcError):
+                    driver.destroy_graph(graph)
+        for module in self._modules:
+            with suppress(TokcError):
+                driver.unload_module(module)
+        self._memory.close()
+        if self._stream is not None:
+            with suppress(TokcError):
+                driver.destroy_stream(self._stream)
+        self._graphs, self._modules, self._stream = {}, [], None
+        with suppress(TokcError):
+            driver.close()
+
+    def _prepare(self, artifact: Artifact, kv_bytes: int | None) -> None:
+        abi = LaunchAbi.read(artifact.path)
+        if abi.backend != self.driver.backend:
+            raise ArtifactRefused(
+                f"the kernels are for '{abi.backend}', the driver is of '{self.driver.backend}'",
+                where=str(artifact.path),
+            )
+        images = abi.images(artifact.path, self.driver.properties.arch)
+        self.driver.activate()
+        self._stream = self.driver.create_stream()
+        functions = self._load_code(abi, images)
+        addresses = self._allocate(artifact, kv_bytes)
+        self._steps = self._link(abi, functions, addresses)
+        self.driver.synchronize(self._stream)
+
+    def _load_code(self, abi: LaunchAbi, images: Mapping[str, bytes]) -> list[Handle]:
+        modules: dict[str, Handle] = {}
+        for file, image in images.items():
+            modules[file] = self.driver.load_module(image)
+            self._modules.append(modules[file])
+        return [self.driver.function(modules[kernel.file], kernel) for kernel in abi.kernels]
+
+    def _allocate(self, artifact: Artifact, kv_bytes: int | None) -> dict[str, int]:
+        """Return the address of every buffer of the plan; all but weights and inputs hold zeros."""
+        buffers: Sequence[Mapping[str, Any]] = self.plan["buffers"]
+        spaces = {space: [b for b in buffers if b["space"] == space] for space in _SPACES}
+        path = artifact.path / WEIGHTS
+        addresses = upload_weights(self.driver, self._memory, self._stream, path)
+        missing = sorted({buffer["name"] for buffer in spaces["weights"]} - set(addresses))
+        if missing:
+            raise ArtifactRefused(f"the weights lack '{missing[0]}'", where=str(path), hint=_REBUILD)
+        arena = self._cleared(self.plan["arena_bytes"], "the arena of a step")
+        addresses |= {buffer["name"]: arena + buffer["offset"] for buffer in spaces["arena"]}
+        self._inputs = StepInputs(spaces["input"], self._limits)
+        self._input_block = self._place(self._inputs.layout.offsets, self._inputs.layout.size, addresses)
+        self._staging = self._memory.allocate_host(self._inputs.layout.size)
+        self._inputs.bind(self._staging)
+        (output,) = spaces["output"]
+        own = laid_out([*spaces["output"], *spaces["scratch"]], self._limits)
+        self._place(own.offsets, own.size, addresses)
+        self._output = addresses[output["name"]]
+        self._logits = self._memory.allocate_host(buffer_bytes(output, self._limits))
+        self._row_bytes = buffer_bytes(output, {"rows": 1})
+        self.kv_bytes_per_page = sum(buffer_bytes(buffer, {"pages": 1}) for buffer in spaces["kv"])
+        self.num_pages = self._count_pages(kv_bytes)
+        cache = laid_out(spaces["kv"], {"pages": self.num_pages})
+        self._place(cache.offsets, cache.size, addresses)
+        return addresses
+
+    def _place(self, offsets: Mapping[str, int], size: int, addresses: dict[str, int]) -> int:
+        block = self._cleared(size, f"'{next(iter(offsets), 'nothing')}' and what lies with it")
+        addresses |= {name: block + offset for name, offset in offsets.items()}
+        return block
+
+    def _cleared(self, size: int, what: str) -> int:
+        address = self._memory.allocate(size, what)
+        if size:
+            # A masked load's neighbour may be multiplied by zero: it must be a number.
+            self.driver.clear(address, size, self._stream)
+        return address
+
+    def _count_pages(self, kv_bytes: int | None) -> int:
+        free, page = self.driver.free_bytes(), self.kv_bytes_per_page
+        room = int(free * CACHE_SHARE) if kv_bytes is None else kv_bytes
+        context = -(-self.context_length // self.page_size) * page
+        if not page:
+            return -(-self.context_length // self.page_size)
+        if room < page or room > free:
+            raise ArtifactRefused(
+                f"a cache of {room} bytes does not fit: a page takes {page} bytes, {free} are free",
+                where=self.driver.properties.name,
+                hint=f"a whole context takes {context} bytes",
+            )
+        return room // page
+
+    def _link(
+        self, abi: LaunchAbi, functions: Sequence[Handle], addresses: Mapping[str, int]
+    ) -> dict[bool, list[_Launch]]:
+        """Return the launches of narrow steps (True) and of wide ones (False), in running order."""
+        names = [buffer["name"] for buffer in self.plan["buffers"]]
+        steps: dict[bool, list[_Launch]] = {True: [], False: []}
+        if [kernel.symbol for kernel in abi.kernels] != self.plan["kernels"]:
+            raise ArtifactRefused("the plan and the launch ABI name different kernels", hint=_REBUILD)
+        for at, row in enumerate(self.plan["launches"]):
+            kernel = abi.kernels[row["kernel"]]
+            if len(row["operands"]) != len(kernel.parameters):
+                raise ArtifactRefused(
+                    f"launch {at} gives '{kernel.symbol}' {len(row['operands'])} pointers,"
+                    f" it takes {len(kernel.parameters)}",
+                    hint=_REBUILD,
+                )
+            pointers = [addresses[names[buffer]] + offset for buffer, offset in row["operands"]]
+            pointers += [0] * kernel.scratch_pointers
+            launch = _Launch(
+                at=at,
+                kernel=kernel,
+                function=functions[row["kernel"]],
+                grid=tuple((symbol, per, times) for symbol, per, times in row["grid"]),
+                parameters=Parameters(pointers, end=self.driver.parameters_end),
+            )
+            for narrow, word in ((True, "narrow"), (False, "wide")):
+                if row["steps"] in {"all", word}:
+                    steps[narrow].append(launch)
+        return steps
+
+    @contextmanager
+    def _settled(self) -> Iterator[None]:
+        """Wait for the device if the block raises: what is queued reads what the next step will write."""
+        try:
+            yield
+        except BaseException:
+            with suppress(TokcError):
+                self.driver.synchronize(self._stream)
+            raise
+
+    def _load(self, batch: Batch) -> Sizes:
+        """Bring a batch to the device."""
+        self.driver.activate()
+        sizes, used = self._inputs.fill(batch)
+        if used:
+            self.driver.copy_to_device(self._input_block, self._staging[:used], self._stream)
+        return sizes
+
+    def _run(self, grid: Sizes) -> None:
+        """Queue a step's launches: through a graph from the second time on that a narrow bucket is met.
+
+        The first time runs them one by one, so that all code is loaded before anything is recorded.
+        """
+        graph = self._graphs.get(grid)
+        if graph is None:
+            launches = self._steps[grid.narrow]
+            if not grid.narrow or grid not in self._graphs:
+                self._launch(launches, grid)
+                if grid.narrow:
+                    self._graphs[grid] = None
+                return
+            graph = self._graphs[grid] = self._captured(launches, grid)
+        self.driver.launch_graph(graph, self._stream)
+
+    def _captured(self, launches: Sequence[_Launch], grid: Sizes) -> Handle:
+        self.driver.begin_capture(self._stream)
+        try:
+            self._launch(launches, grid)
+        except BaseException:
+            self.driver.abandon_capture(self._stream)
+            raise
+        return self.driver.end_capture(self._stream)
+
+    def _launch(self, launches: Sequence[_Launch], grid: Sizes) -> None:
+        driver, stream = self.driver, self._stream
+        extents: dict[Grid, Extent | None] = {}
+        for launch in launches:
+            if launch.grid not in extents:
+                extents[launch.grid] = _extent(launch.grid, grid)
+            extent = extents[launch.grid]
+            if extent is not None:
+                driver.launch(launch.function, extent, launch.kernel, launch.parameters, stream)
+
+    def _logits_of(self, rows: int) -> npt.NDArray[np.float32]:
+        """Wait for the step and return its logits."""
+        found = self._logits[: rows * self._row_bytes]
+        if rows:
+            self.driver.copy_to_host(found, self._output, self._stream)
+        self.driver.synchronize(self._stream)
+        return found.view(np.float32).reshape(rows, self._row_bytes // 4)[:, : self.vocab_size]
+
+
+def _extent(grid: Grid, sizes: Sizes) -> Extent | None:
+    """Return how many programs each axis has, None if one has none."""
+    symbols = {"tokens": sizes.tokens, "rows": sizes.rows, "tiles": sizes.tiles, "splits": sizes.splits}
+    found = [times * (1 if symbol is None else -(-symbols[symbol] // per)) for symbol, per, times in grid]
+    x, y, z = (*found, 1, 1, 1)[:3]
+    return (x, y, z) if x * y * z else None
+
+
+_SPACES = ("weights", "arena", "input", "output", "kv", "scratch")
+_REBUILD = "the artifact is damaged; copy or build it again"
