@@ -13,6 +13,7 @@ from typing import Any
 
 from tokc.errors import TargetRefused
 from tokc.targets.tpu.step import Step
+from tokc.targets.tpu.topologies import Topology
 
 LAST_LINES = 12
 # libtpu asks a metadata server where it is, unless told that it is nowhere; JAX stays on the processor.
@@ -28,15 +29,14 @@ CHILD_ENVIRONMENT: Mapping[str, str] = {
 class Job:
     """What to export and compile.
 
-    `pages` is the size of the cache, None to leave it open, `check_pages` what is compiled then. `topology`
-    is libtpu's name, None for this machine; `compile` names buckets, `device_kind` the chip of kernels.
+    `pages` is the size of the cache, None to leave it open, `check_pages` what is compiled then. `compile`
+    names buckets; `topology` is what they are compiled for, None for this machine.
     """
 
     step: Step
     pages: int | None
     compile: tuple[str, ...] = ()
-    topology: str | None = None
-    device_kind: str | None = None
+    topology: Topology | None = None
     check_pages: int = 8
 
     def to_json(self) -> dict[str, Any]:
@@ -46,9 +46,18 @@ class Job:
             "pages": self.pages,
             "check_pages": self.check_pages,
             "compile": list(self.compile),
-            "topology": self.topology,
-            "device_kind": self.device_kind,
+            "topology": None if self.topology is None else topology_facts(self.topology),
         }
+
+
+def topology_facts(topology: Topology) -> dict[str, Any]:
+    """Return what libtpu and Pallas want to know of a topology."""
+    return {
+        "name": topology.libtpu_name,
+        "host_bounds": list(topology.host_bounds),
+        "kind": topology.generation.kind,
+        "cores": topology.generation.cores,
+    }
 
 
 @dataclass(frozen=True)
@@ -89,7 +98,8 @@ def run(job: Job, environment: Mapping[str, str] = CHILD_ENVIRONMENT) -> Made:
         if done.returncode:
             tail = "\n".join(done.stderr.strip().splitlines()[-LAST_LINES:])
             raise TargetRefused(
-                f"XLA could not compile the step: {tail}", where=job.topology or "this machine"
+                f"XLA could not compile the step: {tail}",
+                where=job.topology.libtpu_name if job.topology else "this machine",
             )
         files = {path.name: path.read_bytes() for path in sorted(out.iterdir()) if path.name != "report.json"}
         return Made(files, json.loads((out / "report.json").read_text()))

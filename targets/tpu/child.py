@@ -21,17 +21,14 @@ CACHES = 1  # the argument that is donated: each step writes the cache in place
 OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "CompileTimeHbmOom", "Ran out of memory")
 
 
-def exported(step: Step, bucket: Bucket, pages: int | None, kind: str | None) -> Any:
-    """Return the step as jax.export has it; `pages` None leaves the size of the cache open.
-
-    `kind` is the device kind that kernels are written for, None for no TPU.
-    """
-    mesh = mesh_of(step.chips, kind=kind)
+def exported(step: Step, bucket: Bucket, pages: int | None, topology: Any = None) -> Any:
+    """Return the step as jax.export has it; `pages` None leaves the size of the cache open."""
+    mesh = mesh_of(step.chips, topology=topology)
     place = mesh if step.chips > 1 else None
     (symbol,) = export.symbolic_shape("pages") if pages is None else (pages,)
     call = jax.jit(function_of(step, mesh), donate_argnums=(CACHES,), out_shardings=results(step, place))
     shapes = arguments(step, bucket, symbol, place)
-    if kind is None:
+    if topology is None:
         return export.export(call, platforms=[step.platform])(*shapes)
     with jax.sharding.use_abstract_mesh(mesh):
         return export.export(call, platforms=[step.platform])(*shapes)
@@ -45,7 +42,7 @@ def compiled(step: Step, bucket: Bucket, found: Any, pages: int, devices: Any) -
     return lowered.compile()
 
 
-def facts(executable: Any) -> dict[str, Any]:
+def said_of(executable: Any) -> dict[str, Any]:
     """Return what XLA says of an executable: bytes on one chip, collectives, kernels of its own."""
     memory = executable.memory_analysis()
     text = executable.as_text()
@@ -66,7 +63,10 @@ def devices_of(job: dict[str, Any]) -> Any:
         return jax.devices(job["step"]["platform"])
     from jax.experimental import topologies
 
-    return topologies.get_topology_desc(platform="tpu", topology_name=job["topology"]).devices
+    facts = job["topology"]
+    return topologies.get_topology_desc(
+        platform="tpu", topology_name=facts["name"], chips_per_host_bounds=tuple(facts["host_bounds"])
+    ).devices
 
 
 def work(job: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def work(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     devices = devices_of(job) if job["compile"] else None
     report: dict[str, Any] = {"buckets": {}, "jax": jax.__version__}
     for bucket in step.buckets:
-        found = exported(step, bucket, job["pages"], job["device_kind"])
+        found = exported(step, bucket, job["pages"], job["topology"])
         (folder / f"{bucket.name}.stablehlo").write_bytes(found.serialize())
         entry: dict[str, Any] = {}
         if bucket.name in job["compile"]:
@@ -85,7 +85,7 @@ def work(job: dict[str, Any], folder: Path) -> dict[str, Any]:
                 if not any(mark in f"{type(error).__name__} {error}" for mark in OUT_OF_MEMORY):
                     raise
                 return {**report, "out_of_memory": {"bucket": bucket.name, "message": str(error)[:2000]}}
-            entry = facts(executable)
+            entry = said_of(executable)
             (folder / f"{bucket.name}.txt.gz").write_bytes(
                 gzip.compress(executable.as_text().encode(), mtime=0)
             )

@@ -90,15 +90,20 @@ def results(step: Step, mesh: Any) -> Any:
     return whole, (tuple(layer),) * cache.layers
 
 
-def mesh_of(chips: int, devices: Sequence[Any] | None = None, kind: str | None = None) -> Any:
-    """Return a mesh of `chips` over one axis, None for one; without devices it is abstract, of `kind`."""
+def mesh_of(
+    chips: int, devices: Sequence[Any] | None = None, topology: Mapping[str, Any] | None = None
+) -> Any:
+    """Return a mesh of `chips` over one axis, of `devices` if given, else of none in particular.
+
+    What `topology` tells of its chips is what Pallas kernels are written for.
+    """
     if devices is not None:
         import numpy as np
 
         return jax.sharding.Mesh(np.array(devices[:chips]), (MODEL_AXIS,))
-    if kind is None:
-        return None if chips == 1 else jax.sharding.AbstractMesh((chips,), (MODEL_AXIS,))
+    if topology is None:
+        return jax.sharding.AbstractMesh((chips,), (MODEL_AXIS,))
     from jax._src.mesh import AbstractDevice
 
-    device = AbstractDevice(device_kind=kind, num_cores=1, platform="tpu")
+    device = AbstractDevice(device_kind=topology["kind"], num_cores=topology["cores"], platform="tpu")
     return jax.sharding.AbstractMesh((chips,), (MODEL_AXIS,), abstract_device=device)

@@ -69,8 +69,7 @@ def lower_tpu(program: Program, device: str, limits: Limits) -> Lowered:
         described.step,
         pages=fit.pages,
         compile=tuple(bucket.name for bucket in described.step.buckets),
-        topology=topology.libtpu_name,
-        device_kind=topology.generation.kind,
+        topology=topology,
     )
     made = run(job)
     if "out_of_memory" in made.report:

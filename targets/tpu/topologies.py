@@ -1,6 +1,5 @@
 """The TPU topologies that can be compiled for, and their memory."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,27 +11,27 @@ GOOGLE = "0x1ae0"
 
 @dataclass(frozen=True)
 class Generation:
-    """One kind of chip. `kind` as JAX names it, `pci` its device id, `hbm_bytes` of one chip.
+    """One kind of chip. `kind` as JAX names it, `pci` its device id, `hbm_bytes` and `cores` of one chip.
 
-    `shapes` are the topologies by number of chips, as libtpu writes them.
-    Source: cloud.google.com/tpu/docs, system architecture of each generation; libtpu for `kind` and shapes.
+    `shapes` are the topologies of one host, by number of chips: the runtime is one process.
+    Source: cloud.google.com/tpu/docs, system architecture of each generation; libtpu for `kind` and cores.
     """
 
     name: str
     kind: str
     pci: str
     hbm_bytes: int
-    shapes: Mapping[int, str]
+    cores: int
+    shapes: Mapping[int, tuple[int, ...]]
 
 
-PLANE = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4"}
-CUBE = {1: "1x1x1", 4: "2x2x1", 8: "2x2x2", 16: "2x2x4"}
+PLANE = {1: (1, 1), 4: (2, 2), 8: (2, 4)}
 GENERATIONS: Mapping[str, Generation] = {
     each.name: each
     for each in (
-        Generation("v5e", "TPU v5 lite", "0x0063", 16 * GIB, PLANE),
-        Generation("v5p", "TPU v5", "0x0062", 95 * GIB, CUBE),
-        Generation("v6e", "TPU v6 lite", "0x006f", 32 * GIB, PLANE),
+        Generation("v5e", "TPU v5 lite", "0x0063", 16 * GIB, 1, PLANE),
+        Generation("v5p", "TPU v5", "0x0062", 95 * GIB, 2, {4: (2, 2, 1)}),
+        Generation("v6e", "TPU v6 lite", "0x006f", 32 * GIB, 1, PLANE),
     )
 }
 
@@ -46,13 +45,18 @@ class Topology:
 
     @property
     def name(self) -> str:
-        """Return its name as a device of the target, `v5e-4`."""
-        return f"{self.generation.name}-{self.chips}"
+        """Return its name as its makers have it, which counts cores: `v5e-4` has 4 chips, `v5p-8` too."""
+        return f"{self.generation.name}-{self.chips * self.generation.cores}"
 
     @property
     def libtpu_name(self) -> str:
         """Return its name as libtpu has it, `v5e:2x2`."""
-        return f"{self.generation.name}:{self.generation.shapes[self.chips]}"
+        return f"{self.generation.name}:{'x'.join(map(str, self.generation.shapes[self.chips]))}"
+
+    @property
+    def host_bounds(self) -> tuple[int, ...]:
+        """Return the chips of a host along three axes: all of them."""
+        return (*self.generation.shapes[self.chips], 1)[:3]
 
 
 TOPOLOGIES: Mapping[str, Topology] = {
@@ -71,12 +75,7 @@ def topology_here(devices: Path = PCI_DEVICES) -> Topology | None:
             device = (vendor.parent / "device").read_text().strip()
             found[device] = found.get(device, 0) + 1
     for generation in GENERATIONS.values():
-        name = f"{generation.name}-{found.get(generation.pci, 0)}"
-        if name in TOPOLOGIES:
-            return TOPOLOGIES[name]
+        chips = found.get(generation.pci, 0)
+        if chips in generation.shapes:
+            return Topology(generation, chips)
     return None
-
-
-def natural(name: str) -> tuple[object, ...]:
-    """Return a key that sorts v5e-4 before v5e-16."""
-    return tuple(int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name))
