@@ -56,7 +56,7 @@ class HostDriver:
     launches: list[Launched] = field(default_factory=list)
     replays: int = 0
     images: list[bytes] = field(default_factory=list)
-    peak_pinned_bytes: int = 0
+    allocated: list[tuple[int, int]] = field(default_factory=list)
     closed: bool = False
 
     def __post_init__(self) -> None:
@@ -98,6 +98,7 @@ class HostDriver:
         block[GUARD:-GUARD] = FRESH_BYTE
         address = block.ctypes.data + GUARD
         self._blocks[address] = block
+        self.allocated.append((address, size))
         return address
 
     def free(self, address: int) -> None:
@@ -108,8 +109,6 @@ class HostDriver:
     def allocate_host(self, size: int) -> Bytes:
         memory = np.full(size, FRESH_BYTE, np.uint8)
         self._pinned[memory.ctypes.data] = memory
-        pinned = sum(piece.nbytes for piece in self._pinned.values())
-        self.peak_pinned_bytes = max(self.peak_pinned_bytes, pinned)
         return memory
 
     def free_host(self, memory: Bytes) -> None:
@@ -278,8 +277,9 @@ class InterpreterDriver(HostDriver):
     def run(self, launched: Launched) -> None:
         kernel = self.kernels[launched.symbol]
         pointers = launched.pointers[: len(kernel.args)]
-        tensors = [_tensor(at, dtype) for at, (_, dtype) in zip(pointers, kernel.args, strict=True)]
-        kernel.function()[launched.grid](*tensors, **kernel.constants)
+        # By name: a pointer that the kernel's form does not take is one of the constants.
+        tensors = {name: _tensor(at, dtype) for at, (name, dtype) in zip(pointers, kernel.args, strict=True)}
+        kernel.function()[launched.grid](**tensors, **kernel.constants)
         self.ran += 1
 
 
