@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tokc.artifact.writer import Tensor
+from tokc.errors import TargetRefused
 from tokc.ir.program import KvDtype, Program
 from tokc.runtime.manifest import TargetInfo
 
@@ -48,15 +49,16 @@ class Lowered:
 class Device:
     """One machine that a target can compile for; `runs_here` says whether this machine is one.
 
-    `dtypes` are the forms of weights that its kernels take. `verified` says how far the code was checked:
-    run on such a machine, emulated (its machine's code executed by an emulator), interpreted (the kernels'
-    source executed), or compiled only.
+    `dtypes` and `caches` are the forms of weights and cache that its kernels take. `verified` says how far
+    the code was checked: run on such a machine, emulated (its machine's code executed by an emulator),
+    interpreted (the kernels' source executed), or compiled only.
     """
 
     name: str
     summary: str
     runs_here: bool
     dtypes: tuple[str, ...] = ("int4", "int8", "f32")
+    caches: tuple[str, ...] = ("f16", "int8", "f32")
     verified: Verified = "run"
 
 
@@ -86,3 +88,19 @@ class BoundTarget:
     def name(self) -> str:
         """Return `kind:device`."""
         return f"{self.target.kind}:{self.device}"
+
+    def pipeline(self, precision: Precision) -> str:
+        """Return the default passes.
+
+        Raises: TargetRefused for a form of weights or cache that the device's kernels do not take.
+        """
+        device = next(one for one in self.target.devices() if one.name == self.device)
+        asked = (("weights", precision.weights, device.dtypes), ("a cache", precision.kv, device.caches))
+        for what, form, taken in asked:
+            if form not in taken:
+                plain = next(one for one in taken if one.startswith("f"))
+                raise TargetRefused(
+                    f"target '{self.name}' has no kernels for {what} in {form}; it takes {', '.join(taken)}",
+                    hint=f"the nearest is {plain}",
+                )
+        return self.target.pipeline(precision)

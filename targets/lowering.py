@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import onnx_ir as ir
 
@@ -10,6 +11,7 @@ from tokc.ir.program import Program
 from tokc.targets.nodes import required
 from tokc.targets.plan import ITEM_BYTES, Buffer, Launch, Operand, Rows
 
+Float = Literal["f32", "f16"]
 INPUT_SHAPES: Mapping[str, tuple[str, ...]] = {
     "input_ids": ("tokens",),
     "positions": ("tokens",),
@@ -29,7 +31,7 @@ class Slot:
     stride: int
     column: int = 0
     rows: Rows = "tokens"
-    dtype: str = "f32"
+    dtype: Float = "f32"
 
     @property
     def operand(self) -> Operand:
@@ -54,7 +56,7 @@ class Lowering:
         return Operand(buffer.name)
 
     def activation(
-        self, value: ir.Value, width: int, rows: Rows, stride: int | None = None, dtype: str = "f32"
+        self, value: ir.Value, width: int, rows: Rows, stride: int | None = None, dtype: Float = "f32"
     ) -> Operand:
         """Give `value` an arena buffer [rows, stride]."""
         slot = Slot(f"a.{value.name}", width, stride or width, rows=rows, dtype=dtype)

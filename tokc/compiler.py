@@ -23,7 +23,7 @@ Progress = Callable[[str], None]
 
 DEFAULT_PRECISION = Precision()
 
-WEIGHT_DTYPES = ("int4", "int8", "f32")
+WEIGHT_DTYPES = ("int4", "int8", "f16", "f32")
 KV_DTYPES: tuple[KvDtype, ...] = ("f16", "int8", "f32")
 WEIGHTS_FILE = "model.safetensors"
 MANIFEST = "manifest.json"
@@ -77,7 +77,7 @@ class Estimate:
 
 
 def precision(dtype: str, kv_dtype: str | None) -> Precision:
-    """Return the precision that `dtype` (int4, int8, f32) and `kv_dtype` (default f16, or f32 for f32) name.
+    """Return the precision that `dtype` (int4, int8, f16, f32) and `kv_dtype` (default f16, or f32 for f32) name.
 
     Raises: UnknownOption listing what is accepted.
     """
@@ -102,7 +102,7 @@ def prepare(request: Request) -> tuple[BoundTarget, Pipeline]:
     Raises: TokcError if either does not exist.
     """
     bound = named_target(request.target)
-    return bound, Pipeline.parse(request.passes or bound.target.pipeline(request.precision))
+    return bound, Pipeline.parse(request.passes or bound.pipeline(request.precision))
 
 
 def build(request: Request, out: Path, progress: Progress = lambda _: None) -> Build:

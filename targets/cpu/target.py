@@ -1,10 +1,11 @@
 """The CPU target: its devices, its default passes, and the way from a program to code."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from tokc.ir.program import Program
 from tokc.runtime.manifest import TargetInfo
-from tokc.targets.base import Device, Limits, Lowered, Precision, Target
+from tokc.targets.base import Device, Limits, Lowered, Precision, Target, Verified
 from tokc.targets.cpu.codegen import compile_kernels
 from tokc.targets.cpu.emit import emit
 from tokc.targets.cpu.isa import ISAS, host_isa, runnable_isas
@@ -14,12 +15,21 @@ from tokc.targets.memory import plan_memory
 
 LIBRARY = "step.so"
 _BITS = {"int4": 4, "int8": 8}
+# How far code is verified that no machine of ours runs; the rest is run.
+VERIFIED: Mapping[str, Verified] = {
+    "amx-int8": "compiled",
+    "neoverse-n1": "emulated",
+    "neoverse-v1": "emulated",
+}
 
 
 def devices() -> tuple[Device, ...]:
     """Return every instruction set that the target compiles for."""
     here = {isa.name for isa in runnable_isas()}
-    return tuple(Device(isa.name, f"{isa.mcpu}, {isa.dot}", isa.name in here) for isa in ISAS.values())
+    return tuple(
+        Device(isa.name, f"{isa.mcpu}, {isa.dot}", isa.name in here, verified=VERIFIED.get(isa.name, "run"))
+        for isa in ISAS.values()
+    )
 
 
 def pipeline(precision: Precision) -> str:

@@ -168,7 +168,7 @@ def test_passes_lists_options() -> None:
 
 def test_targets_marks_this_machine() -> None:
     found = json.loads(runner.invoke(app, ["targets", "--json"]).stdout)
-    assert found["cpu"]["devices"][found["cpu"]["host"]]
+    assert found["cpu"]["devices"][found["cpu"]["host"]]["runs_here"]
 
 
 def test_a_missing_extra_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

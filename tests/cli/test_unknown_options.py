@@ -12,7 +12,7 @@ import pytest
     [
         ("--target", "gpu", "cpu"),
         ("--target", "cpu:pentium", "x86-64-v3"),
-        ("--dtype", "int3", "int4, int8, f32"),
+        ("--dtype", "int3", "int4, int8, f16, f32"),
         ("--kv-dtype", "f64", "f16, int8, f32"),
     ],
 )

@@ -1,0 +1,417 @@
+"""Lowers a ragged program to a Plan for a GPU, with the kernels and packed weights that it needs.
+
+Three things are decided here and nowhere else: what feeds a matrix product or the attention is f16 and the
+residual stream is f32; a Split is a view, not a copy; and each matrix product and attention has a kernel for
+steps of few tokens and one for wide steps, which give a token the same bits.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+import onnx_ir as ir
+
+from tokc.artifact.writer import Tensor
+from tokc.errors import TargetRefused
+from tokc.ir.program import Program
+from tokc.targets.base import Limits
+from tokc.targets.constants import shape_of
+from tokc.targets.gpu import weights
+from tokc.targets.gpu.kernel import INFO_SIZE, NARROW_TOKENS, Kernel
+from tokc.targets.gpu.kernels.elementwise import Add, Apply, Multiply, Scale
+from tokc.targets.gpu.kernels.embedding import Embedding, QuantEmbedding
+from tokc.targets.gpu.kernels.gated_activation import GatedActivation
+from tokc.targets.gpu.kernels.gather_rows import GatherRows
+from tokc.targets.gpu.kernels.paged_attention import PagedAttention
+from tokc.targets.gpu.kernels.rms_norm import RmsNorm
+from tokc.targets.gpu.kernels.rope_write_kv import RopeWriteKV
+from tokc.targets.lowering import Float, Lowering, Slot
+from tokc.targets.nodes import integer, layer_of, number, required, split_widths, text
+from tokc.targets.plan import Buffer, Launch, Operand, Plan, Rows, Steps
+from tokc.targets.work import launch_work
+
+READS_HALF = frozenset({"Linear", "QuantLinear", "GatedActivation", "RopeWriteKV", "PagedAttention"})
+POINTER_BYTES = 16
+
+
+@dataclass
+class Emission(Lowering):
+    """A lowering for a GPU."""
+
+    kernels: dict[str, Kernel] = field(default_factory=dict)
+    halves: dict[ir.Value, Slot] = field(default_factory=dict)
+
+    def half(self, value: ir.Value, width: int, rows: Rows) -> Operand:
+        """Give `value` a buffer f16[rows, width], beside that in f32 if it has one."""
+        slot = Slot(f"h.{value.name}", width, width, rows=rows, dtype="f16")
+        self.halves[value] = slot
+        self.slots.setdefault(value, slot)
+        return self.buffer(Buffer(slot.buffer, "arena", "f16", (rows, width)))
+
+    def read_half(self, node: ir.Node, index: int) -> Slot:
+        """Return an input that a kernel reads as f16."""
+        value = required(node.inputs[index])
+        slot = self.halves.get(value, self.slots[value])
+        assert slot.dtype == "f16", f"'{node.name}' reads {slot.dtype}"
+        return slot
+
+    def info(self) -> Operand:
+        """Return the pointer to the step's own sizes."""
+        return self.buffer(Buffer("info", "input", "i32", (INFO_SIZE,)))
+
+    def packed(self, tensors: tuple[Tensor, ...]) -> tuple[Operand, ...]:
+        """Return the pointers to the parts of a weight."""
+        return tuple(self.weight(tensor) for tensor in tensors)
+
+    def launch(
+        self,
+        node: ir.Node,
+        kernel: Kernel,
+        operands: tuple[Operand, ...],
+        rows: Rows,
+        steps: Steps = "all",
+    ) -> None:
+        """Append a launch of `kernel` for `node`."""
+        assert len(operands) == len(kernel.args), f"{kernel.symbol} takes {kernel.args}, got {len(operands)}"
+        for operand in operands:
+            assert operand.offset % POINTER_BYTES == 0, f"{kernel.symbol}: {operand} is not aligned"
+        self.kernels.setdefault(kernel.symbol, kernel)
+        work = launch_work(node, [self.buffers[each.buffer] for each in operands], self.page_layout()[0])
+        self.launches.append(
+            Launch(kernel.symbol, operands, rows, node.op_type, layer_of(node), work, kernel.grid, steps)
+        )
+
+
+def emit(program: Program, limits: Limits) -> tuple[Plan, tuple[Kernel, ...], tuple[Tensor, ...]]:
+    """Return the plan (arena not yet placed), its kernels in the plan's order and its weights.
+
+    Raises: TargetRefused if the program is not in ragged form or holds a node that no GPU kernel runs.
+    """
+    if program.form != "ragged":
+        raise TargetRefused("GPU targets run ragged programs only", hint="add kv-layout to the passes")
+    low = Emission(program, bounds(program, limits))
+    for node in program.graph:
+        lower = LOWER.get((node.domain, node.op_type))
+        if lower is None:
+            raise TargetRefused(
+                f"GPU targets have no kernel for '{node.op_type}'",
+                where=f"node '{node.name}'",
+                hint="they run the forms that the default passes leave",
+            )
+        lower(low, node)
+    logits = low.slots[program.graph.outputs[0]]
+    low.buffers[logits.buffer] = replace(low.buffers[logits.buffer], space="output")
+    kernels = tuple(sorted(low.kernels.values(), key=lambda kernel: kernel.symbol))
+    plan = Plan(
+        limits=dict(low.limits),
+        kernels=tuple(kernel.symbol for kernel in kernels),
+        buffers=tuple(low.buffers.values()),
+        launches=tuple(low.launches),
+    )
+    return plan, kernels, tuple(low.tensors.values())
+
+
+def bounds(program: Program, limits: Limits) -> dict[str, int]:
+    """Return the largest value of every symbol, and the sizes by which the runtime cuts a step in tiles."""
+    page = program.kv.page if program.kv else 1
+    wide, narrow = (attention(program, limits.context, wide=form) for form in (True, False))
+    return {
+        "tokens": limits.tokens,
+        "rows": limits.rows,
+        "seqs": limits.seqs,
+        "blocks": -(-limits.context // page),
+        "context": limits.context,
+        "tiles": max(NARROW_TOKENS, -(-limits.tokens // wide.tile) + limits.seqs),
+        "splits": wide.max_splits,
+        "narrow_tokens": NARROW_TOKENS,
+        "narrow_tile": narrow.tile,
+        "wide_tile": wide.tile,
+        "split": wide.split,
+    }
+
+
+def attention(
+    program: Program, context: int, *, wide: bool, scale: float = 1.0, window: int = 0
+) -> PagedAttention:
+    """Return the attention kernel of a program's layers."""
+    config, kv = program.config, program.kv
+    assert kv is not None, "a ragged program has a cache layout"
+    return PagedAttention(
+        heads=config.heads,
+        kv_heads=config.kv_heads,
+        head_dim=config.head_dim,
+        page=kv.page,
+        dtype=kv.dtype,
+        scale=scale,
+        window=window,
+        context=context,
+        wide=wide,
+    )
+
+
+def reads_half(value: ir.Value) -> tuple[bool, bool]:
+    """Return whether `value` is read as f32, and whether it is read as f16."""
+    half, single = False, value.is_graph_output()
+    for node, _ in value.uses():
+        if node.op_type in {"Split", "Gather"}:
+            for output in node.outputs:
+                inner_single, inner_half = reads_half(output)
+                single, half = single or inner_single, half or inner_half
+        elif node.op_type in READS_HALF:
+            half = True
+        else:
+            single = True
+    return single, half
+
+
+def only_dtype(node: ir.Node) -> Float:
+    """Return the dtype in which a node's result is read.
+
+    Raises: TargetRefused if it is read in both.
+    """
+    single, half = reads_half(node.outputs[0])
+    if single and half:
+        raise TargetRefused(
+            f"the result of '{node.op_type}' is read as f32 and as f16, which no GPU kernel writes",
+            where=f"node '{node.name}'",
+        )
+    return "f16" if half else "f32"
+
+
+def lower_embedding(low: Emission, node: ir.Node) -> None:
+    """Gather rows of a table: token embedding, or the rows whose logits are wanted."""
+    source, ids = required(node.inputs[0]), required(node.inputs[1])
+    if ids.name == "logit_rows":
+        slot = low.slots[source]
+        kernel = GatherRows(slot.width, slot.stride, slot.dtype)
+        out = low.activation(node.outputs[0], slot.width, "rows", dtype=slot.dtype)
+        low.launch(node, kernel, (slot.operand, low.input("logit_rows"), low.info(), out), "rows")
+        return
+    tensors, table = weights.plain(source)
+    out = low.activation(node.outputs[0], table.k, "tokens")
+    gather = Embedding(table.k, table.n)
+    low.launch(node, gather, (*low.packed(tensors), low.input("input_ids"), low.info(), out), "tokens")
+
+
+def lower_quant_embedding(low: Emission, node: ir.Node) -> None:
+    """Gather and dequantize rows of the quantized embedding."""
+    tensors, linear = weights.quantized(node)
+    out = low.activation(node.outputs[0], linear.k, "tokens")
+    operands = (*low.packed(tensors), low.input("input_ids"), low.info(), out)
+    low.launch(node, QuantEmbedding(linear), operands, "tokens")
+
+
+def lower_norm(low: Emission, node: ir.Node) -> None:
+    """Lower RMSNormalization and AddRmsNorm; each writes the forms that are read."""
+    add = node.op_type == "AddRmsNorm"
+    x = single(low, node, 0)
+    operands: tuple[Operand, ...] = (x.operand,)
+    if add:
+        residual = single(low, node, 1)
+        assert residual.stride == x.stride, "the residual stream has one stride"
+        operands += (residual.operand, low.activation(node.outputs[0], x.width, x.rows, x.stride))
+    weight = weights.vector(required(node.inputs[2 if add else 1]))
+    value = node.outputs[1 if add else 0]
+    as_single, as_half = reads_half(value)
+    kernel = RmsNorm(x.width, x.stride, number(node, "epsilon", 1e-5), add, as_single, as_half, rows=x.rows)
+    out: tuple[Operand, ...] = ()
+    if as_single:
+        out += (low.activation(value, x.width, x.rows),)
+    if as_half:
+        out += (low.half(value, x.width, x.rows),)
+    low.launch(node, kernel, (*operands, low.weight(weight), low.info(), *out), x.rows)
+
+
+def lower_linear(low: Emission, node: ir.Node) -> None:
+    """Lower Linear and QuantLinear: a kernel for narrow steps and one for wide ones."""
+    x = low.read_half(node, 0)
+    quantized = node.op_type == "QuantLinear"
+    if quantized and integer(node, "act_group", 32):
+        raise TargetRefused(
+            "GPU targets multiply activations in f16, not on a grid",
+            where=f"node '{node.name}'",
+            hint="use quantize-weights{act_group=0}",
+        )
+    y_dtype = only_dtype(node)
+    tensors, linear = weights.quantized(node) if quantized else weights.plain(required(node.inputs[1]))
+    bias = weights.bias(node, 4 if quantized else 2)
+    out = low.activation(node.outputs[0], linear.n, x.rows, dtype=y_dtype)
+    operands = (
+        *low.packed(tensors),
+        x.operand,
+        low.info(),
+        *([low.weight(bias)] if bias else []),
+        out,
+    )
+    for steps in ("narrow", "wide"):
+        kernel = linear.variant(
+            wide=steps == "wide", bias=bias is not None, x_stride=x.stride, y_dtype=y_dtype, rows=x.rows
+        )
+        low.launch(node, kernel, operands, x.rows, steps)
+
+
+def lower_split(low: Emission, node: ir.Node) -> None:
+    """Make each output of a Split a view."""
+    source = low.slots[required(node.inputs[0])]
+    column = source.column
+    for value, width in zip(node.outputs, split_widths(node), strict=True):
+        low.slots[value] = replace(source, width=width, column=column)
+        column += width
+
+
+def lower_gated_activation(low: Emission, node: ir.Node) -> None:
+    """Lower GatedActivation over the joint gate and up projection."""
+    x = low.slots[required(node.inputs[0])]
+    width = x.width // 2
+    kernel = GatedActivation(width, x.stride, text(node, "activation", "silu"))
+    out = low.activation(node.outputs[0], width, x.rows, dtype="f16")
+    low.launch(node, kernel, (x.operand, low.info(), out), x.rows)
+
+
+def lower_rope_write_kv(low: Emission, node: ir.Node) -> None:
+    """Lower RopeWriteKV; the cache it returns is the cache it was given."""
+    q, k, v, cos, sin, positions, sequences, tables, *rest = node.inputs
+    caches, norms = tuple(rest[:4]), [n for n in rest[4:6] if n is not None]
+    slots = [low.slots[required(value)] for value in (q, k, v)]
+    heads, dim = integer(node, "heads"), low.program.config.head_dim
+    page, dtype = low.page_layout()
+    kernel = RopeWriteKV(
+        heads=heads,
+        kv_heads=integer(node, "kv_heads"),
+        head_dim=dim,
+        page=page,
+        q_stride=slots[0].stride,
+        k_stride=slots[1].stride,
+        v_stride=slots[2].stride,
+        dtype=dtype,
+        q_norm=bool(norms),
+        k_norm=bool(norms),
+        epsilon=number(node, "epsilon", 1e-6),
+        context=shape_of(required(cos))[0],
+    )
+    vectors = [low.weight(weights.vector(required(value))) for value in (cos, sin)]
+    scales = [low.weight(weights.vector(value)) for value in norms]
+    batch = [low.input(required(value).name or "") for value in (positions, sequences, tables)]
+    out = low.activation(node.outputs[0], heads * dim, "tokens", dtype="f16")
+    pointers = (*(s.operand for s in slots), *vectors, *batch, low.info(), *scales, out)
+    low.launch(node, kernel, (*pointers, *low.caches(caches)), "tokens")
+
+
+def lower_paged_attention(low: Emission, node: ir.Node) -> None:
+    """Lower PagedAttention: over splits of the context and a reduction, or a program a tile in wide steps."""
+    q, *caches = node.inputs[:5]
+    width = integer(node, "heads") * low.program.config.head_dim
+    context = low.limits["context"]
+    scale, window = number(node, "scale", 1.0), integer(node, "window")
+    narrow = attention(low.program, context, wide=False, scale=scale, window=window)
+    wide = replace(narrow, wide=True)
+    read = (
+        low.slots[required(q)].operand,
+        *low.caches(tuple(caches)),
+        *[low.input(name) for name in ("positions", "sequences", "block_tables")],
+        low.buffer(Buffer("query_tiles", "input", "i32", ("tiles", 2))),
+        low.info(),
+    )
+    out = low.activation(node.outputs[0], width, "tokens", dtype="f16")
+    name = node.outputs[0].name
+    parts = (
+        low.buffer(Buffer(f"p.{name}", "arena", "f32", narrow.partials_shape)),
+        low.buffer(Buffer(f"m.{name}", "arena", "f32", narrow.statistics_shape)),
+    )
+    low.launch(node, narrow, (*read, *parts), "tokens", "narrow")
+    merge = (*parts, low.input("positions"), low.info(), out)
+    low.launch(node, narrow.reduce, merge, "tokens", "narrow")
+    low.launches[-1] = replace(low.launches[-1], work=low.launches[-1].work.moving_only())
+    low.launch(node, wide, (*read, out), "tokens", "wide")
+
+
+def single(low: Emission, node: ir.Node, index: int) -> Slot:
+    """Return an input that must be f32."""
+    slot = low.slots[required(node.inputs[index])]
+    if slot.dtype != "f32":
+        raise TargetRefused(
+            f"'{node.op_type}' reads f32 on a GPU, its input is {slot.dtype}", where=f"node '{node.name}'"
+        )
+    return slot
+
+
+def lower_add(low: Emission, node: ir.Node) -> None:
+    """Lower a residual add that no norm took in."""
+    a, b = single(low, node, 0), single(low, node, 1)
+    out = low.activation(node.outputs[0], a.width, a.rows)
+    kernel = Add(width=a.width, a_stride=a.stride, b_stride=b.stride, rows=a.rows)
+    low.launch(node, kernel, (a.operand, b.operand, low.info(), out), a.rows)
+
+
+def lower_product(low: Emission, node: ir.Node) -> None:
+    """Lower a product of two activations, or of one with a constant scalar."""
+    values = [required(value) for value in node.inputs]
+    constants = [value for value in values if value.const_value is not None]
+    if not constants:
+        a, b = (low.slots[value] for value in values)
+        out = low.activation(node.outputs[0], a.width, a.rows, dtype=only_dtype(node))
+        product = Multiply(
+            width=a.width,
+            a_stride=a.stride,
+            b_stride=b.stride,
+            a_dtype=a.dtype,
+            b_dtype=b.dtype,
+            y_dtype=only_dtype(node),
+            rows=a.rows,
+        )
+        low.launch(node, product, (a.operand, b.operand, low.info(), out), a.rows)
+        return
+    if constants[0].const_value is None or constants[0].const_value.size != 1:
+        raise TargetRefused("GPU targets multiply by constant scalars only", where=f"node '{node.name}'")
+    factor = float(constants[0].const_value.numpy().reshape(()))
+    x = low.slots[next(value for value in values if value is not constants[0])]
+    out = low.activation(node.outputs[0], x.width, x.rows, dtype=only_dtype(node))
+    kernel = Scale(
+        factor=factor,
+        width=x.width,
+        x_stride=x.stride,
+        x_dtype=x.dtype,
+        y_dtype=only_dtype(node),
+        rows=x.rows,
+    )
+    low.launch(node, kernel, (x.operand, low.info(), out), x.rows)
+
+
+def lower_activation(low: Emission, node: ir.Node) -> None:
+    """Lower an activation that no gated projection took in."""
+    if node.op_type == "Gelu" and text(node, "approximate", "none") != "tanh":
+        raise TargetRefused("GPU targets run Gelu with approximate='tanh' only", where=f"node '{node.name}'")
+    x = low.slots[required(node.inputs[0])]
+    out = low.activation(node.outputs[0], x.width, x.rows, dtype=only_dtype(node))
+    function = {"Sigmoid": "sigmoid", "Gelu": "gelu_tanh"}[node.op_type]
+    kernel = Apply(
+        activation=function,
+        width=x.width,
+        x_stride=x.stride,
+        x_dtype=x.dtype,
+        y_dtype=only_dtype(node),
+        rows=x.rows,
+    )
+    low.launch(node, kernel, (x.operand, low.info(), out), x.rows)
+
+
+def skip(low: Emission, node: ir.Node) -> None:
+    """Leave a node that its readers take in as a whole."""
+
+
+LOWER: Mapping[tuple[str, str], Callable[[Emission, ir.Node], None]] = {
+    ("", "Gather"): lower_embedding,
+    ("", "RMSNormalization"): lower_norm,
+    ("", "Split"): lower_split,
+    ("", "Add"): lower_add,
+    ("", "Mul"): lower_product,
+    ("", "Sigmoid"): lower_activation,
+    ("", "Gelu"): lower_activation,
+    ("tokc", "QuantEmbedding"): lower_quant_embedding,
+    ("tokc", "AddRmsNorm"): lower_norm,
+    ("tokc", "Linear"): lower_linear,
+    ("tokc", "QuantLinear"): lower_linear,
+    ("tokc", "BlockDequantize"): skip,
+    ("tokc", "GatedActivation"): lower_gated_activation,
+    ("tokc", "RopeWriteKV"): lower_rope_write_kv,
+    ("tokc", "PagedAttention"): lower_paged_attention,
+}

@@ -1,0 +1,85 @@
+"""Packs a program's weights into the arrays that the GPU kernels read, one array at a time."""
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx_ir as ir
+
+from tokc.artifact.writer import Tensor
+from tokc.errors import TargetRefused
+from tokc.targets.constants import Array, array, dense, name_of, quants, shape_of
+from tokc.targets.gpu.kernels.linear import Linear
+from tokc.targets.gpu.packing import pack_codes, pack_dense, pack_groups, part_bytes
+from tokc.targets.nodes import integer, required
+
+MATRIX = 2
+GROUP = 32
+
+
+def vector(value: ir.Value) -> Tensor:
+    """Return a small f32 tensor as it is: norm weights, rope tables, biases."""
+    shape = shape_of(value)
+    return Tensor(value.name or "", "f32", shape, 4 * int(np.prod(shape)), lambda: dense(value))
+
+
+def bias(node: ir.Node, index: int) -> Tensor | None:
+    """Return a projection's bias, None if it has none."""
+    value = node.inputs[index] if len(node.inputs) > index else None
+    return None if value is None else vector(value)
+
+
+def plain(value: ir.Value) -> tuple[tuple[Tensor, ...], Linear]:
+    """Return an f16 weight, stored plain or on a grid that no kernel decodes, and a kernel that reads it."""
+    rows, columns = _matrix(value)
+    kernel = Linear(rows, columns, 16, symmetric=True, bias=False, x_stride=columns, y_dtype="f16")
+    return _tensors(name_of(value), kernel, {"weight": lambda: pack_dense(dense(value), kernel)}), kernel
+
+
+def quantized(node: ir.Node) -> tuple[tuple[Tensor, ...], Linear]:
+    """Return the arrays of a quantized weight, and a kernel that reads them.
+
+    Raises: TargetRefused for a grid that no kernel decodes.
+    """
+    q, scale = required(node.inputs[1]), required(node.inputs[2])
+    offset = node.inputs[3] if len(node.inputs) > 3 else None
+    rows, columns = _matrix(q)
+    bits, symmetric = _grid(node, q, offset)
+    kernel = Linear(rows, columns, bits, symmetric, bias=False, x_stride=columns, y_dtype="f16", group=GROUP)
+    loads: dict[str, Callable[[], Array]] = {
+        "weight": lambda: pack_codes(quants(q), kernel),
+        "scale": lambda: pack_groups(array(scale), kernel),
+    }
+    if offset is not None:
+        loads["offset"] = lambda: pack_groups(array(offset), kernel)
+    return _tensors(name_of(q), kernel, loads), kernel
+
+
+def _tensors(name: str, kernel: Linear, loads: dict[str, Callable[[], Array]]) -> tuple[Tensor, ...]:
+    sizes = part_bytes(kernel)
+    return tuple(
+        Tensor(name if part == "weight" else f"{name}.{part}", dtype, shape, sizes[part], loads[part])
+        for part, dtype, shape in kernel.parts
+    )
+
+
+def _matrix(value: ir.Value) -> tuple[int, int]:
+    shape = shape_of(value)
+    assert len(shape) == MATRIX, f"'{value.name}' is no matrix"
+    return shape[0], shape[1]
+
+
+def _grid(node: ir.Node, q: ir.Value, offset: ir.Value | None) -> tuple[int, bool]:
+    zero_point = integer(node, "zero_point")
+    match (q.dtype, zero_point, offset is not None):
+        case (ir.DataType.UINT4, 8, False):
+            return 4, True
+        case (ir.DataType.UINT4, 0, True):
+            return 4, False
+        case (ir.DataType.INT8, 0, False):
+            return 8, True
+    raise TargetRefused(
+        f"no GPU kernel decodes weights of {q.dtype}, zero_point {zero_point}"
+        + (" and an offset" if offset is not None else ""),
+        where=f"node '{node.name}'",
+        hint="GPU targets run int4 (symmetric around 8, or with an offset), symmetric int8, and f16",
+    )

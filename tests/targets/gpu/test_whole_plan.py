@@ -1,0 +1,149 @@
+"""Whole artifacts for a GPU, run by the runtime's own executor with each kernel in Triton's interpreter.
+
+Nothing but the driver differs from a real device: the same plan, buffers, tiles, grids and packed parameters.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.runtime.gpu_drivers import InterpreterDriver, RecordingDriver
+from tests.tiny_models import tiny_folder
+from tokc.compiler import Build, Request, build, precision
+from tokc.quality.divergence import logits
+from tokc.runtime.artifact import Artifact
+from tokc.runtime.executors.base import Batch
+from tokc.runtime.executors.gpu import GpuExecutor
+from tokc.targets.base import Limits
+from tokc.targets.gpu.emit import emit
+
+CONTEXT = 64
+PROMPTS = (
+    np.array([5, 17, 3, 60, 8, 22, 41, 9, 33, 2, 71, 14, 15, 90, 4, 6, 50, 51, 7]),
+    np.array([11, 40, 2]),
+)
+DECODED = 8
+# (family, what differs from its tiny model, weights, cache, error): the program does not round to f16,
+# nor to int8 in the cache.
+CASES = {
+    "llama-int4": ("llama", {"num_hidden_layers": 2}, "int4", "f16", 0.02),
+    "qwen3-int8": ("qwen3", {"num_hidden_layers": 1}, "int8", "int8", 0.05),
+    "gemma3-f16": (
+        "gemma3",
+        {"num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"]},
+        "f16",
+        "f16",
+        0.02,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """An artifact, how to run it, and how far it may be from its program."""
+
+    built: Build
+    error: float
+
+    def executor(self) -> GpuExecutor:
+        """Return an executor of its own, so that no cache holds what another run wrote."""
+        _, kernels, _ = emit(self.built.program, Limits(context=CONTEXT))
+        driver = InterpreterDriver({kernel.symbol: kernel for kernel in kernels})
+        return GpuExecutor(Artifact.open(self.built.artifact), driver, kv_bytes=1 << 20)
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    family, changes, weights, kv, error = CASES[request.param]
+    folder = tmp_path_factory.mktemp("model")
+    model = tiny_folder(family, folder / family, head_dim=32, **changes)
+    asked = Request(
+        model, target="cuda:sm_80", precision=precision(weights, kv), context=CONTEXT, check=False
+    )
+    return Case(build(asked, folder / "model.tokc"), error)
+
+
+def decode(
+    executor: GpuExecutor, prompts: tuple[np.ndarray, ...], chunk: int, decoded: int
+) -> list[list[np.ndarray]]:
+    """Return each sequence's logits: the prompt's last row, and greedy decoding's; all in ragged steps."""
+    pages = -(-CONTEXT // executor.page_size)
+    tables = np.arange(pages * len(prompts), dtype=np.int32).reshape(pages, len(prompts)).T[:, ::-1]
+    waiting, done = [list(prompt) for prompt in prompts], [0] * len(prompts)
+    found: list[list[np.ndarray]] = [[] for _ in prompts]
+    while any(len(rows) <= decoded for rows in found):
+        ids, positions, sequences, last = [], [], [], []
+        for at, tokens in enumerate(waiting):
+            part = tokens[done[at] : done[at] + chunk]
+            ids += part
+            positions += range(done[at], done[at] + len(part))
+            sequences += [at] * len(part)
+            done[at] += len(part)
+            if done[at] == len(tokens) and len(found[at]) <= decoded:
+                last.append((at, len(ids) - 1))
+        int32 = [
+            np.array(values, np.int32) for values in (ids, positions, sequences, [row for _, row in last])
+        ]
+        batch = Batch(*int32[:3], np.ascontiguousarray(tables), int32[3])
+        answer = executor.step(batch).copy()
+        for (at, _), row in zip(last, answer, strict=True):
+            found[at].append(row)
+            if len(found[at]) <= decoded:
+                waiting[at].append(int(row.argmax()))
+    return found
+
+
+def test_prefill_and_decode_of_a_ragged_batch_give_the_programs_tokens(case: Case) -> None:
+    executor = case.executor()
+    found = decode(executor, PROMPTS, 32, DECODED)
+    executor.close()
+    for prompt, rows in zip(PROMPTS, found, strict=True):
+        tokens = [int(row.argmax()) for row in rows]
+        expected = logits(case.built.program, np.array([*prompt, *tokens[:-1]]))[0][len(prompt) - 1 :]
+        error = np.abs(np.stack(rows) - expected).max() / np.abs(expected).max()
+        assert error < case.error
+        assert tokens == expected.argmax(axis=-1).tolist()
+
+
+def test_the_chunk_and_the_company_change_no_bit(case: Case) -> None:
+    whole, alone = case.executor(), case.executor()
+    together = decode(whole, PROMPTS, 32, 2)
+    (single,) = decode(alone, PROMPTS[:1], 7, 2)
+    whole.close()
+    alone.close()
+    assert (np.stack(together[0]) == np.stack(single)).all()
+
+
+def test_every_launch_packs_what_the_code_reads(case: Case) -> None:
+    """The bytes of each launch against the parameter list of the PTX that was compiled."""
+    executor = GpuExecutor(Artifact.open(case.built.artifact), driver := RecordingDriver(), kv_bytes=1 << 20)
+    for count in (1, 1, 1, 24):
+        span = np.arange(count, dtype=np.int32)
+        table = np.arange(CONTEXT // executor.page_size, dtype=np.int32)[None]
+        executor.step(Batch(span, span, np.zeros_like(span), table, span[-1:]))
+    parameters = {
+        path.stem: re.findall(r"\.param \.u64[^\n]*_param_\d+", path.read_text().split(")")[0])
+        for path in (case.built.artifact / "kernels").glob("*.ptx")
+    }
+    assert driver.ran
+    assert {launched.symbol for launched in driver.ran} == set(parameters)
+    for launched in driver.ran:
+        assert len(launched.buffer) == 8 * len(parameters[launched.symbol])
+        assert launched.pointers[-2:] == [0, 0]
+        assert all(pointer and pointer % 16 == 0 for pointer in launched.pointers[:-2])
+    executor.close()
+
+
+def test_the_same_inputs_give_the_same_bytes(tmp_path: Path) -> None:
+    model = tiny_folder("llama", tmp_path / "llama", head_dim=32, num_hidden_layers=1)
+    asked = Request(model, target="cuda:sm_90", context=CONTEXT, check=False)
+    made = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        made.append(build(asked, tmp_path / name / "model.tokc").artifact)
+    first, second = (json.loads((path / "manifest.json").read_text())["files"] for path in made)
+    assert {name for name in first if first[name] != second.get(name)} == set()
