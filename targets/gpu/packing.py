@@ -46,8 +46,9 @@ def pack_codes(q: Array, kernel: Linear) -> Array:
         codes = q[rows].astype(np.uint8)
         if codes.max(initial=0) > 15:
             raise TargetRefused(f"a weight of 4 bits holds the code {codes.max()}; choose from 0 to 15")
-        halves = codes.reshape(len(codes), -1, 2, kernel.group // 2)
-        out[rows] = (halves[:, :, 0] | (halves[:, :, 1] << 4)).reshape(len(codes), -1)
+        quarters = codes.reshape(len(codes), -1, 2, 2, kernel.group // 4)
+        pairs = quarters[:, :, :, 0] | (quarters[:, :, :, 1] << 4)
+        out[rows] = pairs.transpose(0, 1, 3, 2).reshape(len(codes), -1)
     return out
 
 
@@ -79,8 +80,8 @@ def unpack(parts: Mapping[str, Array], kernel: Linear) -> npt.NDArray[np.float64
     if kernel.bits == 8:
         codes = weight.astype(np.float64)
     else:
-        bytes_ = weight.reshape(kernel.n, -1, kernel.group // 2)
-        codes = np.concatenate((bytes_ & 0xF, bytes_ >> 4), axis=2).reshape(kernel.n, kernel.k)
+        pairs = weight.reshape(kernel.n, -1, kernel.group // 4, 2).transpose(0, 1, 3, 2)
+        codes = np.stack((pairs & 0xF, pairs >> 4), axis=3).reshape(kernel.n, kernel.k)
         codes = codes.astype(np.float64) - (8 if kernel.symmetric else 0)
     spread = {
         name: np.repeat(parts[name][:, : kernel.n].T.astype(np.float64), kernel.group, axis=1)

@@ -31,12 +31,11 @@ def grid_row(
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < HIDDEN
     if BITS == 4:
-        # Byte j of a group holds columns j and j + HALF; the second of them lies in the high nibble.
-        HALF: tl.constexpr = GROUP // 2
-        place = column % GROUP
-        at = weight + row * (HIDDEN // 2) + column // GROUP * HALF + place % HALF
-        packed = tl.load(at, mask=inside, other=0).to(tl.int32)
-        code = (packed >> (place // HALF * 4)) & 0xF
+        # A group's quarters 0 and 1 lie in the nibbles of its even bytes, 2 and 3 in those of the odd ones.
+        quarter = column % GROUP // (GROUP // 4)
+        byte = column // GROUP * (GROUP // 2) + column % (GROUP // 4) * 2 + quarter // 2
+        packed = tl.load(weight + row * (HIDDEN // 2) + byte, mask=inside, other=0).to(tl.int32)
+        code = (packed >> (quarter % 2 * 4)) & 0xF
         if offset is None:
             code -= 8
     else:

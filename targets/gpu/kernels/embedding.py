@@ -1,7 +1,7 @@
 """Rows of the token embedding table.
 
 Formula: out = table[input_ids], in f32; a table on a grid is dequantized in f32.
-Shapes:  table f16[vocab, hidden], or the arrays of a `Linear` of n = vocab and k = hidden, so that a tied head
+Shapes:  table f16[vocab, hidden], or the arrays of a `Linear` of n = vocab, k = hidden, so that a tied head
          and the embedding read one copy; input_ids i32[tokens] -> out f32[tokens, hidden].
 """
 

@@ -5,8 +5,10 @@ Formula: y = x @ w.T (+ bias), products of f16, sums in f32. w = weight (16 bits
 Shapes:  x f16[rows, x_stride], bias f32[n] -> y f16 or f32[rows, n], and for the weight
          16 bits: f16[n, k]
           8 bits: i8[n, k],      scale f16[k / group, n16]
-          4 bits: u8[n, k / 2],  scale and offset f16[k / group, n16]; in each group byte j holds the code of
-                  column j in its low nibble and that of column j + group / 2 in its high one
+          4 bits: u8[n, k / 2],  scale and offset f16[k / group, n16]; in each group the low and the high
+                  nibble of byte 2j are columns j and j + q, those of byte 2j + 1 columns j + 2q and j + 3q,
+                  with q = group / 4. So of a word of 4 bytes, shifted by 4i, bits 0..3 and 16..19 are two
+                  neighbours of the i-th quarter, a pair of f16 but for the exponent: one `and`, one `or`
          where n16 is n rounded up to a multiple of 16, so that rows of scales are aligned.
 Source:  dequantizing in registers: Frantar et al. 2024 (Marlin), arXiv:2408.11743; groups of columns that
          share a scale: Frantar et al. 2022 (GPTQ), arXiv:2210.17323.
@@ -32,6 +34,9 @@ SCALE_ALIGNMENT = 16
 WARP_GROUP_ROWS = 64
 # Up to so many output columns tiles of 64 would leave most multiprocessors of a large GPU without a program.
 FEW_COLUMNS = 2048
+MANY_COLUMNS = 16384
+# A quarter of it, which is a product of its own at 4 bits, fills the matrix instruction's 16 columns.
+LEAST_BLOCK_K = 64
 
 
 @dataclass(frozen=True)
@@ -87,12 +92,12 @@ class Linear:
             )
         assert self.y_dtype in {"f16", "f32"}, f"y is {self.y_dtype}"
         assert self.tile_rows >= NARROW_TOKENS, "the matrix unit takes 16 rows of x or more"
-        assert self.shape.block_k % self.unit == 0, f"{self.shape} cuts a group of {self.unit}"
+        assert self.shape.block_k % max(self.unit, LEAST_BLOCK_K) == 0, f"{self.shape} has too few columns"
         assert not self.shared_out or self.shape.splits > 1, "one range of columns is not shared out"
 
     @property
     def unit(self) -> int:
-        """Return how many columns are the least that a row may be cut in."""
+        """Return of how many columns k must be a multiple."""
         return 32 if self.bits == 16 else self.group
 
     @property
@@ -210,20 +215,23 @@ class Linear:
 def default_tile(kernel: Linear) -> Tile:
     """Return the tile to use where nothing was searched; narrow and wide kernels of a weight agree in order.
 
-    A row of a tile is 64 bytes or more where k allows, two sectors of memory; narrow kernels keep
-    more tiles in flight, for they only wait for memory.
+    Few output columns take short tiles, so that there are programs for more multiprocessors; many take tall
+    ones, which read x less often. Narrow kernels keep more tiles in flight, for they only wait for memory.
+    All fit the 64 KiB of shared memory of the smallest architecture.
     """
     narrow = kernel.tile_rows <= NARROW_TOKENS
-    block_n = WARP_GROUP_ROWS if kernel.n > FEW_COLUMNS else WARP_GROUP_ROWS // 2
-    return Tile(block_n, default_block_k(kernel), 4, 5 if narrow else 3)
+    block_k = default_block_k(kernel)
+    if kernel.n <= FEW_COLUMNS:
+        return Tile(WARP_GROUP_ROWS // 2, block_k, 4 if narrow else 8, 5 if narrow else 3)
+    if kernel.n < MANY_COLUMNS:
+        return Tile(WARP_GROUP_ROWS, block_k, 4, 5 if narrow else 3)
+    return Tile(2 * WARP_GROUP_ROWS, block_k, 8, (3 if kernel.bits == 8 else 4) if narrow else 2)
 
 
 def default_block_k(kernel: Linear) -> int:
-    """Return the widest tile of columns, of those worth having, that divides k."""
-    widest = 64 if kernel.bits == 16 else 128
-    return next(
-        (size for size in (widest, widest // 2) if kernel.k % size == 0 and size >= kernel.unit), kernel.unit
-    )
+    """Return the widest tile of columns worth having that divides k; else one whose rest is masked."""
+    widest = LEAST_BLOCK_K if kernel.bits == 16 else 2 * LEAST_BLOCK_K
+    return widest if kernel.k % widest == 0 else max(LEAST_BLOCK_K, kernel.unit)
 
 
 def candidates(kernel: Linear) -> tuple[Linear, ...]:
@@ -233,15 +241,13 @@ def candidates(kernel: Linear) -> tuple[Linear, ...]:
     """
     narrow = kernel.tile_rows <= NARROW_TOKENS
     block_k = default_block_k(kernel)
-    columns = [
-        block_k,
-        *(size for size in (2 * block_k, 4 * block_k) if kernel.k % size == 0 and size <= 256),
-    ]
     tiles = [default_tile(kernel)]
-    for size in columns:
+    for columns in (block_k, 2 * block_k):
+        if kernel.k % columns:
+            continue
         for block_n in (32, 64, 128):
-            for warps in (4,) if block_n < 2 * WARP_GROUP_ROWS else (4, 8):
-                tiles += [Tile(block_n, size, warps, stages) for stages in ((4, 6) if narrow else (2, 3, 4))]
-    rows = (kernel.tile_rows,) if narrow else (64, 128)
+            for warps in (4,) if block_n == WARP_GROUP_ROWS else (4, 8):
+                tiles += [Tile(block_n, columns, warps, each) for each in ((3, 4, 6) if narrow else (2, 3))]
+    rows = (kernel.tile_rows,) if narrow else (WIDE_ROWS, 2 * WIDE_ROWS)
     made = [replace(kernel, tile=tile, tile_rows=each) for each in rows for tile in tiles]
     return tuple(dict.fromkeys(made))

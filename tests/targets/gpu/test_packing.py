@@ -41,12 +41,14 @@ def test_unpacking_gives_the_grid_back_exactly(
     assert {name: array.nbytes for name, array in parts.items()} == part_bytes(kernel)
 
 
-def test_a_byte_holds_two_columns_half_a_group_apart() -> None:
-    q = np.arange(64).reshape(1, 64) % 16
-    packed = pack_codes(q, linear(1, 64, 4))
-    assert packed.shape == (1, 32)
-    assert (packed[0, 16:] & 0xF == q[0, 32:48]).all()
-    assert (packed[0, 16:] >> 4 == q[0, 48:64]).all()
+def test_a_shifted_word_holds_two_neighbours_sixteen_bits_apart() -> None:
+    q = np.random.default_rng(1).integers(0, 16, (1, 64))
+    words = pack_codes(q, linear(1, 64, 4)).view("<u4")
+    assert words.shape == (1, 8)
+    for quarter in range(4):
+        shifted = words[0, 4:] >> (4 * quarter)
+        pairs = np.stack((shifted & 0xF, shifted >> 16 & 0xF), axis=1).reshape(-1)
+        assert (pairs == q[0, 32 + 8 * quarter : 40 + 8 * quarter]).all()
 
 
 def test_scales_of_larger_blocks_are_repeated() -> None:
