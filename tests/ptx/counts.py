@@ -12,7 +12,7 @@ class Counts:
 
     `instructions` by class, as `ld.global` or `mma`, one for each warp that executes it. `load_bytes` and
     `store_bytes` are what lanes ask of global memory; `load_sectors` and `store_sectors` are the sectors, of
-    32 bytes, that each warp's access touches; `cta_load_sectors` and `cta_store_sectors` count a sector once a
+    32 bytes, that each warp's access touches; `cta_load_sectors` and `cta_store_sectors` count one once a
     CTA, as a cache that forgets nothing would move it. `matrix_flops` are 2 m n k for every mma and wgmma.
     """
 

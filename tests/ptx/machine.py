@@ -15,7 +15,7 @@ from tests.ptx.faults import DivergentBarrier, DivergentBranch, Fault, Index, Un
 from tests.ptx.memory import Memory
 from tests.ptx.shared import SharedMemory
 from tests.ptx.syntax import Function, Guard, Register
-from tests.ptx.types import Array
+from tests.ptx.types import UNSIGNED, Array
 
 WARP = 32
 WARPGROUP = 128
@@ -69,6 +69,7 @@ class Machine:
         self.sectors: dict[str, list[Indices]] = {"load": [], "store": []}
         self.copies: list[Copy] = []
         self.copy_groups: deque[list[Copy]] = deque()
+        self.fenced: list[Array | None] = [None] * len(function.registers)
         self.products = Products()
         self.product_groups: deque[Products] = deque()
         self.numbers = np.arange(len(ctas), dtype=np.int64)
@@ -81,7 +82,10 @@ class Machine:
         self.warp = self.lane % threads // WARP
 
     def set_special(self, grid: Index) -> None:
-        """Give the special registers that the kernel reads their values."""
+        """Give the special registers their values, and bits all ones to those that nothing ever writes."""
+        for register in self.function.undefined:
+            dtype = np.bool_ if register.bits == 1 else UNSIGNED[register.bits]
+            self.registers[register.index] = np.full(self.lanes, -1).astype(dtype)
         thread = self.lane % self.function.threads
         ones = np.ones(self.lanes, np.int64)
         found = {"%laneid": thread % WARP, "%warpid": thread // WARP}
@@ -92,9 +96,8 @@ class Machine:
             found[f"%nctaid.{name}"] = ones * grid[axis]
             found[f"%ctaid.{name}"] = np.array([cta[axis] for cta in self.ctas])[self.cta]
         for name, value in found.items():
-            register = self.function.registers.get(name)
-            if register is not None:
-                self.registers[register.index] = value.astype(np.uint32)
+            if name in self.function.registers:
+                self.registers[self.function.registers[name].index] = value.astype(np.uint32)
 
     def read(self, register: Register) -> Array:
         """Return a register's bits, one unsigned integer a lane."""
@@ -235,6 +238,10 @@ class Machine:
         self.copy_groups = deque([copy_of(each) for each in group] for group in self.copy_groups)
         self.products = products_of(self.products)
         self.product_groups = deque(products_of(each) for each in self.product_groups)
+        self.fenced = [
+            new if old is fenced else None
+            for new, old, fenced in zip(registers, self.registers, self.fenced, strict=True)
+        ]
         self.registers = registers
         self.ctas = [self.ctas[cta] for cta in ctas]
         self.numbers = self.numbers[ctas]

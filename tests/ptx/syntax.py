@@ -1,7 +1,8 @@
 """The parts of a PTX kernel's text."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from tests.ptx.faults import Site
 
@@ -102,3 +103,21 @@ class Function:
     registers: Mapping[str, Register]
     instructions: tuple[Instruction, ...]
     labels: Mapping[str, int]
+
+    @cached_property
+    def undefined(self) -> frozenset[Register]:
+        """Return the registers that no instruction writes: an undefined value of the compiler's own."""
+        written: set[Register] = set()
+        for instruction in self.instructions:
+            written.update(_registers(instruction.operands[:1]))
+        return frozenset(each for each in self.registers.values() if each not in written)
+
+
+def _registers(operands: tuple[Operand, ...]) -> Iterator[Register]:
+    for operand in operands:
+        if isinstance(operand, Register):
+            yield operand
+        elif isinstance(operand, Vector):
+            yield from _registers(operand.parts)
+        elif isinstance(operand, Pair):
+            yield from _registers((operand.first, operand.second))

@@ -54,7 +54,7 @@ class Type:
         assert value.dtype == self.value, f"{self.name} was computed as {value.dtype}"
         if self.kind == "bf":
             value = f32_to_bf16(value)
-        found = np.ascontiguousarray(value).view(UNSIGNED[self.bits])
+        found: Array = np.ascontiguousarray(value).view(UNSIGNED[self.bits])
         return found[:, 0] if self.packed > 1 else found
 
 

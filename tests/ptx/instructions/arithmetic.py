@@ -185,7 +185,8 @@ def dot4(decoding: Decoding) -> Run:
             np.ascontiguousarray(value).view(kind).reshape(-1, 4).astype(np.int32)
             for value, kind in zip((a, b), kinds, strict=True)
         ]
-        return (parts[0] * parts[1]).sum(axis=1, dtype=np.int32) + c
+        dot: Array = (parts[0] * parts[1]).sum(axis=1, dtype=np.int32)
+        return dot + c
 
     return evaluate(decoding.sink(0, TYPES["s32"]), operation, sources)
 

@@ -45,16 +45,15 @@ def convert(decoding: Decoding) -> Run:
 def saturated(value: Array, target: Type, how: str) -> Array:
     """Hold a number within what the target takes; `.sat` holds a float within [0, 1]."""
     if target.kind in {"f", "bf"} or target.packed > 1:
-        if how == "sat":
-            return np.fmin(np.fmax(value, value.dtype.type(0)), value.dtype.type(1))
-        limit = value.dtype.type(LARGEST.get(target.name, np.inf))
-        held: Array = np.clip(value, -limit, limit)
-        return held
-    limits = np.iinfo(target.value)
+        largest = 1.0 if how == "sat" else LARGEST.get(target.name, np.inf)
+        limits = np.array([0.0 if how == "sat" else -largest, largest], value.dtype)
+        held: Array = np.minimum(np.maximum(value, limits[0]), limits[1])
+        return np.where(np.isnan(held), limits[0], held) if how == "sat" else held
     if value.dtype.kind == "f":
         return value
-    wide = value.astype(np.int64) if value.dtype != np.uint64 else np.minimum(value, 1 << 62).astype(np.int64)
-    return np.clip(wide, limits.min, min(limits.max, np.iinfo(np.int64).max))
+    low, high = int(np.iinfo(target.value).min), int(np.iinfo(target.value).max)
+    # In Python's integers, for no type of numpy holds both s64 and u64.
+    return np.array([min(max(each, low), high) for each in value.tolist()], target.value)
 
 
 def _function(

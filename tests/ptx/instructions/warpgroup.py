@@ -1,7 +1,8 @@
 """`wgmma`: products of matrices that four warps start together and wait for.
 
-What a wgmma reads is taken when it is issued. Until the wait its results are undefined registers, nobody may
-write the tiles in shared memory, and the registers of A must stay.
+What a wgmma reads is taken when it is issued, and registers must not have been written since the last fence.
+Until the wait its results are undefined registers, nobody may write the tiles in shared memory, and the
+registers of A must stay.
 Source: PTX ISA, "Asynchronous Warpgroup Level Matrix Instructions"; "Matrix Descriptor Format".
 """
 
@@ -103,7 +104,7 @@ class Product:
         share = 4 // element_bytes(self.element)
         found = None
         for index, register in enumerate(self.a_registers):
-            raw = machine.read(register)
+            raw = _fenced(machine, register)
             products.operands[register.index] = raw
             value = numbers(raw, self.element).reshape(-1, WARPS, WARP, share)
             if found is None:
@@ -123,7 +124,7 @@ class Product:
             return found
         for index, register in enumerate(self.results):
             raw = _in_flight(machine, register)
-            value = self.total.decode(machine.read(register) if raw is None else raw)
+            value = self.total.decode(_fenced(machine, register) if raw is None else raw)
             for part, (row, column) in enumerate(self._places(index)):
                 numbers_ = value if self.total.packed == 1 else value[:, part]
                 found[:, WARP_ROW + row, column] = numbers_.reshape(-1, WARPS, WARP)
@@ -151,6 +152,16 @@ def _descriptors(machine: Machine, source: Source) -> Indices:
     return found
 
 
+def _fenced(machine: Machine, register: Register) -> Array:
+    """Read a register that must not have been written since the last wgmma.fence."""
+    raw = machine.read(register)
+    if machine.fenced[register.index] is not raw:
+        raise Race(
+            f"register '{register.name}' is written, and read by wgmma without a 'wgmma.fence' between"
+        )
+    return raw
+
+
 def _in_flight(machine: Machine, register: Register) -> Array | None:
     """Return what a wgmma without a wait will write, which a further wgmma may add to."""
     for group in (machine.products, *reversed(machine.product_groups)):
@@ -174,6 +185,7 @@ def warpgroup(decoding: Decoding) -> Run:
 
 def _fence(machine: Machine, mask: Mask) -> None:
     machine.converged(mask, "wgmma.fence")
+    machine.fenced = list(machine.registers)
 
 
 def _commit(machine: Machine, mask: Mask) -> None:
@@ -201,7 +213,7 @@ def _complete(machine: Machine, group: Products) -> None:
             continue
         if machine.registers[index] is not None:
             raise Race("a register is written while a wgmma without a wait still writes it")
-        machine.registers[index] = raw
+        machine.registers[index] = machine.fenced[index] = raw
     for rows in group.rows:
         machine.shared.release(rows)
     for other in later:

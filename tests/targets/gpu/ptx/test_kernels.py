@@ -1,28 +1,141 @@
-"""The compiled PTX of each kernel, executed, against the formula in f64."""
+"""The compiled PTX of every kernel, executed, against its formula in f64.
+
+The cases are those that test the same kernels in Triton's interpreter: here their launches execute PTX.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
 
+from tests.ptx import Counts
 from tests.ptx.compile import Compiler
-from tests.targets.gpu.interpreted import info
+from tests.targets.gpu import (
+    test_elementwise,
+    test_embedding,
+    test_gated_activation,
+    test_gather_rows,
+    test_linear,
+    test_paged_attention,
+    test_rms_norm,
+    test_rope_write_kv,
+)
+from tests.targets.gpu.interpreted import Array
 from tests.targets.gpu.ptx.emulated import emulate
-from tests.targets.gpu.test_gated_activation import expected as gate_of
-from tokc.targets.gpu.kernels.gated_activation import GATES, GatedActivation
+from tokc.targets.gpu.kernel import Kernel
+from tokc.targets.gpu.kernels.elementwise import Add
+from tokc.targets.gpu.kernels.linear import Tile
 
 ARCHITECTURES = ("sm_80", "sm_90")
+CASES = (
+    test_elementwise,
+    test_embedding,
+    test_gated_activation,
+    test_gather_rows,
+    test_linear,
+    test_paged_attention,
+    test_rms_norm,
+    test_rope_write_kv,
+)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("activation", GATES)
-def test_gated_activation(compiled: Compiler, architecture: str, activation: str) -> None:
-    random = np.random.default_rng(2)
-    tokens, width, stride = 3, 600, 1216
-    x = random.normal(0, 3, (tokens + 1, stride)).astype(np.float16)
-    y = np.full((tokens + 1, width), 7, np.float16)
-    kernel = GatedActivation(width, stride, activation)
-    arrays = {"gate_up": x, "info": info(tokens=tokens), "y": y}
-    counts = emulate(kernel, compiled(kernel, architecture), arrays, {"tokens": tokens + 1})
-    wanted = gate_of(x[:tokens, :width], activation) * x[:tokens, width : 2 * width].astype(np.float64)
-    np.testing.assert_allclose(y[:tokens], wanted, rtol=1e-3, atol=1e-4)
-    assert (y[tokens] == 7).all()
-    assert counts.moved_bytes <= 1.1 * tokens * width * 6
+@dataclass
+class Launches:
+    """What the launches of a test counted, on one architecture."""
+
+    architecture: str
+    counts: list[Counts] = field(default_factory=list)
+
+    def uses_warpgroups(self) -> bool:
+        """Return whether any launch multiplied by wgmma."""
+        return any(each.instructions["wgmma.mma_async"] for each in self.counts)
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def launches(request: pytest.FixtureRequest, compiled: Compiler, monkeypatch: pytest.MonkeyPatch) -> Launches:
+    """Let the cases execute PTX."""
+    found = Launches(request.param)
+
+    def execute(kernel: Kernel, arrays: Mapping[str, Array], sizes: Mapping[str, int]) -> None:
+        found.counts.append(emulate(kernel, compiled(kernel, found.architecture), arrays, sizes))
+
+    for module in CASES:
+        monkeypatch.setattr(module, "interpret", execute)
+    return found
+
+
+def test_elementwise_kernels(launches: Launches) -> None:
+    test_elementwise.test_pairs_are_added_and_multiplied_a_row_at_its_own_stride(Add, "f16", "f32", "f16")
+    test_elementwise.test_activations_are_applied("gelu_tanh", "f16", "f16")
+    test_elementwise.test_f16_is_held_within_its_range()
+
+
+def test_gated_activation_reads_and_writes_each_byte_once(launches: Launches) -> None:
+    for activation in test_gated_activation.GATES:
+        test_gated_activation.test_it_computes_the_gate_and_leaves_other_rows(activation, 600, 1216)
+        # Three f16 of each column of three tokens; rows of y start in the midst of a sector.
+        assert launches.counts[-1].moved_bytes <= 1.1 * 3 * 3 * 600 * 2
+
+
+def test_embedding_and_gathered_rows(launches: Launches) -> None:
+    test_embedding.test_rows_of_a_plain_table(96)
+    test_embedding.test_rows_of_a_table_on_a_grid(128, 4, False, 32)
+    test_gather_rows.test_it_copies_the_rows_and_leaves_those_past_the_count(1100, 1104, "f16")
+
+
+def test_normalization(launches: Launches) -> None:
+    test_rms_norm.test_it_normalizes_the_sum_and_leaves_other_rows(90, 100, add=True)
+    test_rms_norm.test_it_normalizes_the_sum_and_leaves_other_rows(576, 576, add=False)
+
+
+@pytest.mark.parametrize("dtype", ["f16", "int8"])
+def test_rotation_and_the_write_into_pages(launches: Launches, dtype: str) -> None:
+    test_rope_write_kv.test_heads_are_rotated_and_written_at_their_place(6, 2, 64, (True, True), dtype)
+
+
+@pytest.mark.parametrize(
+    ("bits", "symmetric", "group", "block_n", "rows"),
+    [
+        (16, True, 32, 64, 64),
+        (8, True, 32, 64, 16),
+        (4, True, 128, 64, 16),
+        (4, False, 32, 64, 64),
+        (4, False, 32, 32, 16),
+    ],
+)
+def test_linear_in_tiles_of_both_matrix_units(
+    launches: Launches, bits: int, symmetric: bool, group: int, block_n: int, rows: int
+) -> None:
+    tile = Tile(block_n, 64 if bits == 16 else 128, warps=4, stages=3)
+    kernel = test_linear.linear(72, 384, bits, symmetric=symmetric, group=group, tile=tile, tile_rows=rows)
+    parts, x = test_linear.weight(kernel), test_linear.activations(kernel, 19)
+    x[17:] = np.nan
+    y = test_linear.run(kernel, parts, x, 17)
+    wanted = x[:17].astype(np.float64) @ test_linear.unpack(parts, kernel).T
+    np.testing.assert_allclose(y[:17], wanted, rtol=0, atol=3e-4 * np.abs(wanted).max())
+    assert (y[17:] == test_linear.UNTOUCHED).all()
+    assert launches.uses_warpgroups() == (launches.architecture == "sm_90" and block_n >= 64)
+
+
+def test_a_row_has_the_same_bits_in_narrow_and_wide_tiles(launches: Launches) -> None:
+    narrow = test_linear.linear(56, 384, 4, symmetric=False, tile=Tile(64, 128, 4, 3))
+    parts, x = test_linear.rounding_between_tiles(narrow, 20)
+    wide = replace(narrow, tile_rows=64)
+    whole = test_linear.run(wide, parts, x, 20)
+    np.testing.assert_array_equal(test_linear.run(narrow, parts, x, 20), whole)
+
+
+def test_ranges_of_columns_meet_in_memory(launches: Launches) -> None:
+    test_linear.test_ranges_of_columns_that_are_dealt_to_programs_give_the_same_bits(4, symmetric=False)
+
+
+@pytest.mark.parametrize("dtype", ["f16", "int8"])
+def test_attention_in_both_forms(launches: Launches, dtype: str) -> None:
+    step = test_paged_attention.Step(6, 2, 64, contexts=(71, 133, 5), counts=(4, 3, 5), dtype=dtype)
+    shape = {"rows": 64, "block": 64, "split": 64}
+    wide, narrow = (step.kernel(wide=wide, **shape) for wide in (True, False))
+    found = step.run(wide, step.tiles(wide.tile))
+    np.testing.assert_allclose(found, step.expected(64**-0.5), rtol=0, atol=4e-3)
+    np.testing.assert_array_equal(step.run(narrow, step.tiles(narrow.tile)), found)
+    assert launches.uses_warpgroups() == (launches.architecture == "sm_90")
