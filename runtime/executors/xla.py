@@ -220,12 +220,14 @@ def padded(batch: Batch, bucket: Bucket, blocks: int) -> Padded:
 
 
 def four_bits(stored: npt.NDArray[np.uint8], dtype: Any) -> npt.NDArray[Any]:
-    """Return codes one an element of `dtype`, int4 or uint4, from two a byte, the low four bits first."""
+    """Return codes one an element of `dtype`, int4 or uint4, from two a byte.
+
+    Of the last axis, the first half lies in the low four bits, the second in the high ones.
+    """
     signed = np.dtype(dtype).name == "int4"
     pairs = stored.view(np.int8) if signed else stored
     low = (pairs << 4) >> 4 if signed else pairs & 15
-    codes = np.stack([low, pairs >> 4], axis=-1).reshape(*stored.shape[:-1], -1)
-    return codes.astype(dtype)
+    return np.concatenate([low, pairs >> 4], axis=-1).astype(dtype)
 
 
 def _page_bytes(cache: Mapping[str, Any]) -> int:

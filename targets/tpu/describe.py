@@ -251,10 +251,11 @@ class _Constant:
         return load
 
     def _packed(self) -> Array:
-        """Return two codes a byte, the first in the low four bits."""
+        """Return two codes a byte: column j in the low four bits, column j + width / 2 in the high ones."""
         values = quants(self.value).astype(np.int8) - np.int8(SIGNED_ZERO if self._shifted else 0)
         nibbles = (values.T if self.turned else values).astype(np.uint8) & np.uint8(15)
-        return np.ascontiguousarray(nibbles[:, 0::2] | nibbles[:, 1::2] << np.uint8(4))
+        half = nibbles.shape[1] // 2
+        return np.ascontiguousarray(nibbles[:, :half] | nibbles[:, half:] << np.uint8(4))
 
     @property
     def _shifted(self) -> bool:

@@ -51,7 +51,7 @@ def product(run: Run, x: Array, weight: Array, axis: int) -> Array:
 
 
 def codes(weight: Array, *, signed: bool) -> Array:
-    """Return the integers of a grid; a uint8 weight holds two of them a byte, the low four bits first."""
+    """Return the integers of a grid; a uint8 weight holds two of them a byte, see `Weight`."""
     if weight.dtype != jnp.uint8:
         return weight
     if signed:
@@ -60,7 +60,7 @@ def codes(weight: Array, *, signed: bool) -> Array:
         parts = [lax.shift_right_arithmetic(part, jnp.int8(NIBBLE)) for part in pair]
     else:
         parts = [weight & jnp.uint8(15), lax.shift_right_logical(weight, jnp.uint8(NIBBLE))]
-    return jnp.stack(parts, axis=-1).reshape(*weight.shape[:-1], -1)
+    return jnp.concatenate(parts, axis=-1)
 
 
 def dequantized(node: Node, q: Array, scale: Array, offset: Array | None, axis: int) -> Array:

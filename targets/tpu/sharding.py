@@ -76,7 +76,8 @@ class _Cuts:
     def _table(self, node: ir.Node) -> None:
         at = 1 if node.op_type == "QuantEmbedding" else 0
         table = required(node.inputs[at])
-        if table.const_value is not None or table.producer() is not None:
+        maker = table.producer()
+        if table.const_value is not None or (maker is not None and maker.op_type == "BlockDequantize"):
             self._set(node, table, COLUMNS, grid_at=at)
 
     def _set(self, node: ir.Node, weight: ir.Value, axes: Axes, *, grid_at: int = 1) -> bool:

@@ -27,8 +27,10 @@ class Node:
 
 @dataclass(frozen=True)
 class Weight:
-    """One weight as the function takes it; `dtype` in JAX's words, int4 and uint4 lie two a byte in the file.
+    """One weight as the function takes it; `dtype` in JAX's words.
 
+    int4 and uint4 lie two a byte in the file: of the last axis, the first half is in the low four bits and
+    the second in the high ones, so that unpacking moves whole vectors.
     `axes` names the mesh axis that cuts each dimension, None where it is whole on every chip.
     """
 

@@ -10,6 +10,7 @@ from tokc.cli import (
     bench,
     build,
     doctor,
+    export,
     inspect,
     opt,
     passes,
@@ -38,6 +39,7 @@ app.command()(serve.serve)
 app.command()(bench.bench)
 app.command()(report.report)
 app.command()(inspect.inspect)
+app.command()(export.export)
 app.command()(verify.verify)
 app.command()(passes.passes)
 app.command()(targets.targets)

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tokc.cli import inspect_xla
 from tokc.cli.console import console, print_json
+from tokc.errors import TokcError
 
 if TYPE_CHECKING:
     from tokc.runtime.artifact import Artifact
@@ -23,11 +25,26 @@ def inspect(
 
     found = Artifact.open(artifact, verify=False)
     if plan:
-        typer.echo((artifact / "plan.txt").read_text(), nl=False)
+        typer.echo(_plan(artifact), nl=False)
     elif as_json:
         print_json(found.manifest.to_json())
     else:
         _print(found)
+
+
+def _plan(artifact: Path) -> str:
+    """Return the launches of a step as text.
+
+    Raises: TokcError if the artifact has none.
+    """
+    if (artifact / "plan.txt").is_file():
+        return (artifact / "plan.txt").read_text()
+    hint = "its steps are in kernels/xla.json, what XLA made of them in hlo/ where it compiled them"
+    raise TokcError(
+        "the artifact has no plan of launches",
+        where=str(artifact),
+        hint=hint if inspect_xla.has_steps(artifact) else None,
+    )
 
 
 def _print(artifact: "Artifact") -> None:
@@ -61,13 +78,21 @@ def _print(artifact: "Artifact") -> None:
     out.print(f"[bold]{manifest.name}[/]")
     out.print(table)
     out.print()
+    if inspect_xla.has_steps(artifact.path):
+        for each in inspect_xla.tables(artifact.path):
+            out.print(each)
+            out.print()
     out.print(files)
 
 
 def _memory(path: Path) -> str:
-    """Return what a step needs beside the weights, from the plan."""
+    """Return what a step needs beside the weights, from the plan or from XLA."""
     from tokc.report import units
 
+    if inspect_xla.has_steps(path):
+        return inspect_xla.memory(path)
+    if not (path / "plan.json").is_file():
+        return "not stated: the artifact has no plan"
     plan = json.loads((path / "plan.json").read_text())
     launches = len(plan["launches"])
     return f"{units.scaled(plan['arena_bytes'], 'B')} of activations; {launches} launches a step"
