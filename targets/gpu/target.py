@@ -13,6 +13,7 @@ from tokc.targets.gpu.codegen import Compiled, compile_kernels
 from tokc.targets.gpu.device import ARCHITECTURES, Architecture, Backend, architectures
 from tokc.targets.gpu.emit import emit
 from tokc.targets.gpu.host import cuda_architectures, hip_architectures
+from tokc.targets.gpu.verification import EMULATED, verification
 from tokc.targets.memory import plan_memory
 
 SCHEMA_VERSION = 1
@@ -20,7 +21,6 @@ LIBRARY = "kernels.json"
 BITS = {"int4": 4, "int8": 8}
 WEIGHTS = ("int4", "int8", "f16")
 CACHES = ("f16", "int8")
-EMULATED = frozenset({"sm_80", "sm_90"})  # the architectures whose PTX the tests execute
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,7 @@ def launch_abi(compiled: Sequence[Compiled], arch: Architecture) -> dict[str, ob
         "schema_version": SCHEMA_VERSION,
         "backend": arch.backend,
         "arch": arch.name,
+        "verification": dict(verification(compiled, arch)),
         "kernels": [
             {
                 "symbol": one.symbol,

@@ -1,6 +1,7 @@
 """Makes a report of an artifact's own files, a bench and a price."""
 
 import hashlib
+import json
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -13,7 +14,7 @@ from tokc.cost.roofline import StepWork, Work, error, predict, read_work
 from tokc.cost.sheet import Sheet, sheet_for
 from tokc.cost.spread import Spread
 from tokc.errors import TokcError
-from tokc.report.model import Batch, Figure, Identity, Inputs, LedgerRow, OpBytes, Report, TokenCost
+from tokc.report.model import Batch, Checked, Figure, Identity, Inputs, LedgerRow, OpBytes, Report, TokenCost
 from tokc.runtime.artifact import Artifact
 
 UTILIZATIONS = (1.0, 0.6, 0.3, 0.1)
@@ -21,6 +22,7 @@ PREDICTED_BATCHES = (1, 8)
 PREDICTED_PROMPT, PREDICTED_OUTPUT = 128, 64
 KV_ITEM_BYTES = {"f32": 4.0, "f16": 2.0, "int8": 1.0}
 KV_SCALE_BYTES = 4
+VERIFIED_FILES = ("kernels.json", "xla.json")
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,18 @@ def collect(
         peak_rss_bytes=inputs.peak_rss_bytes,
         foreign_cpu=inputs.foreign_cpu,
         profile=inputs.profile,
+        verification=_verification(path),
     )
+
+
+def _verification(artifact: Path) -> tuple[Checked, ...]:
+    """Return what the artifact states of its code's checking; nothing for code that the build ran."""
+    for name in VERIFIED_FILES:
+        file = artifact / "kernels" / name
+        if file.exists():
+            found: dict[str, str] = json.loads(file.read_text())["verification"]
+            return tuple(Checked(part, how) for part, how in found.items())
+    return ()
 
 
 def _default_price(sheet: Sheet | None) -> Price:

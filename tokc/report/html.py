@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from html import escape
 from importlib.resources import files
 
+from tokc.cost.devices import Host
 from tokc.cost.profile import Profile
 from tokc.report import kernel_html, kernel_table, units
 from tokc.report.model import Batch, Figure, LedgerRow, Report, TokenCost
@@ -220,7 +221,6 @@ def _method(report: Report) -> str:
     identity, host = report.identity, report.host
     cache = f"{units.scaled(identity.kv_bytes_per_token, 'B')} a token in {identity.kv_dtype}"
     basis = "measured" if host.measured else "data sheet"
-    f32, int8 = (units.scaled(rate, "FLOP/s") for rate in (host.f32_flops_per_s, host.int8_flops_per_s))
     size, weights = (units.scaled(size, "B") for size in (identity.artifact_bytes, identity.weight_bytes))
     facts = [
         ("Artifact", f"{escape(identity.name)}, manifest sha256 <code>{identity.manifest_sha256}</code>"),
@@ -230,9 +230,10 @@ def _method(report: Report) -> str:
         ("Cache", f"{cache}, context of {identity.context} tokens"),
         ("Machine", f"{escape(host.cpu)}, {host.cores} cores, {escape(', '.join(host.instructions))}"),
         ("Memory reads", f"{units.scaled(host.read_bytes_per_s, 'B/s')}, {basis}"),
-        ("Arithmetic", f"{f32} in f32, measured; {int8} in int8, predicted"),
+        ("Arithmetic", _arithmetic(host)),
         ("Method", escape(host.how)),
         ("Price", escape(report.price_stated)),
+        *((f"Verified: {escape(one.part)}", escape(one.how)) for one in report.verification),
     ]
     if report.load_s is not None and report.peak_rss_bytes is not None:
         peak = units.scaled(report.peak_rss_bytes, "B")
@@ -241,6 +242,11 @@ def _method(report: Report) -> str:
         facts.insert(2, ("Licence", escape(identity.licence)))
     rows = "".join(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in facts)
     return _section("What was measured, and how", "", f"<dl>{rows}</dl>")
+
+
+def _arithmetic(host: Host) -> str:
+    f32, int8 = (units.scaled(rate, "FLOP/s") for rate in (host.f32_flops_per_s, host.int8_flops_per_s))
+    return f"{f32} in f32, measured; {int8} in int8, predicted" if host.measured else f"{f32}, data sheet"
 
 
 def _section(title: str, text: str, content: str) -> str:

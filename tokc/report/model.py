@@ -98,12 +98,21 @@ class LedgerRow:
 
 
 @dataclass(frozen=True)
+class Checked:
+    """How far one part of the code was checked, where the build did not run it."""
+
+    part: str
+    how: str
+
+
+@dataclass(frozen=True)
 class Report:
     """The cost of a token of one artifact on one machine.
 
     `measured_at` is None where nothing was measured; `op_bytes` are those of a token at `op_context` tokens;
     `foreign_cpu` is the share of the cores that other programs took during the measurement; `profile` is
-    None where the bench timed no kernels.
+    None where the bench timed no kernels. `verification` says, part by part, how far the code was checked
+    where it was not run.
     """
 
     identity: Identity
@@ -120,6 +129,7 @@ class Report:
     peak_rss_bytes: int | None = None
     foreign_cpu: float = 0.0
     profile: Profile | None = None
+    verification: tuple[Checked, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
     @property

@@ -102,5 +102,6 @@ def _footer(report: Report) -> Text:
         peak = units.scaled(report.peak_rss_bytes, "B")
         lines.append(f"loaded in {units.seconds(report.load_s)}, at most {peak} of memory")
     lines.append(f"Roofline: {report.host.how}.")
+    lines += [f"Verified: {one.part}: {one.how}." for one in report.verification]
     lines += [report.disturbed] if report.disturbed else []
     return Text("\n".join(lines), style="dim")

@@ -1,0 +1,47 @@
+"""What `tokc inspect` prints of an artifact for a GPU: what each kernel takes, and what was verified."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+ABI = Path("kernels") / "kernels.json"
+COLUMNS = ("warps", "registers", "spilled", "shared", "occupancy", "matrix", "16-byte loads")
+
+
+def has_kernels(artifact: Path) -> bool:
+    """Return whether an artifact holds kernels of a GPU."""
+    return (artifact / ABI).is_file()
+
+
+def tables(artifact: Path) -> "tuple[Table, Table]":
+    """Return a table of the kernels, read from their code, and one of what was verified how."""
+    from rich.table import Table
+
+    found: dict[str, Any] = json.loads((artifact / ABI).read_text())
+    kernels = Table("kernel", box=None, pad_edge=False, header_style="dim")
+    for column in COLUMNS:
+        kernels.add_column(column, justify="right")
+    for kernel in found["kernels"]:
+        kernels.add_row(kernel["symbol"], *_cells(kernel))
+    verified = Table("part", "verified", box=None, pad_edge=False, header_style="dim")
+    for part, how in found["verification"].items():
+        verified.add_row(part, how)
+    return kernels, verified
+
+
+def _cells(kernel: dict[str, Any]) -> list[str]:
+    from tokc.report import units
+
+    r = kernel["resources"]
+    return [
+        str(kernel["warps"]),
+        str(r["registers"]),
+        units.scaled(r["spill_bytes"], "B"),
+        units.scaled(r["shared_bytes"], "B"),
+        f"{r['occupancy']:.0%} ({r['limit']})",
+        str(r["matrix"]),
+        f"{r['wide_loads']} of {r['loads']}",
+    ]
