@@ -92,7 +92,13 @@ class SharedMemory:
         data[rows] = value
         self._state.reshape(-1, width)[rows] |= np.uint8(WRITTEN | UNFENCED)
         differs = (data[rows] != value).any(axis=1)
-        self._ordered(rows, width, lanes, differs[:, None], "stores other bytes than", "also stored")
+        if differs.any():
+            worst = int(np.argmax(differs))
+            raise Race(
+                "threads store different bytes in one place of shared memory at once",
+                lane=int(lanes[worst]),
+                address=self._address(rows[worst], width),
+            )
 
     def begin_copy(self, rows: Indices, width: int, warps: Indices, lanes: Indices) -> None:
         """Mark bytes that cp.async will write."""

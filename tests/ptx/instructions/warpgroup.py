@@ -47,7 +47,9 @@ class Tile:
         if self.transposed:
             k = np.arange(self.k)[:, None]
             byte = CHUNK * np.arange(self.rows * element_bytes(self.element) // CHUNK)
-            offset = byte // width * leading + k // 8 * stride + k % 8 * width + byte % width
+            # Without a swizzle the two strides change places (CUTLASS, mma_sm90_desc.hpp).
+            across, along = (leading, stride) if flipped else (stride, leading)
+            offset = byte // width * across + k // 8 * along + k % 8 * width + byte % width
         else:
             row = np.arange(self.rows)[:, None]
             chunk = np.arange(self.k * element_bytes(self.element) // CHUNK)
