@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tokc.cli import inspect_xla
+from tokc.cli import inspect_gpu, inspect_xla
 from tokc.cli.console import console, print_json
 from tokc.errors import TokcError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from tokc.runtime.artifact import Artifact
 
 
@@ -78,11 +80,17 @@ def _print(artifact: "Artifact") -> None:
     out.print(f"[bold]{manifest.name}[/]")
     out.print(table)
     out.print()
-    if inspect_xla.has_steps(artifact.path):
-        for each in inspect_xla.tables(artifact.path):
-            out.print(each)
-            out.print()
+    for each in _code(artifact.path):
+        out.print(each)
+        out.print()
     out.print(files)
+
+
+def _code(artifact: Path) -> "tuple[Table, ...]":
+    """Return what is to be said of an accelerator's code."""
+    if inspect_xla.has_steps(artifact):
+        return inspect_xla.tables(artifact)
+    return inspect_gpu.tables(artifact) if inspect_gpu.has_kernels(artifact) else ()
 
 
 def _memory(path: Path) -> str:
