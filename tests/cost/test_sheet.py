@@ -2,6 +2,7 @@
 
 import pytest
 
+from tokc.cost.roofline import OpWork, StepWork, predict
 from tokc.cost.sheet import device_sheet, sheet_for
 from tokc.errors import UnknownOption
 
@@ -37,3 +38,10 @@ def test_an_unknown_device_is_refused_with_the_known_ones() -> None:
 def test_a_device_of_another_target_is_refused() -> None:
     with pytest.raises(UnknownOption, match="'mi300x' runs rocm:gfx942, the artifact is for cuda:sm_90"):
         sheet_for("cuda:sm_90", "mi300x")
+
+
+def test_each_launch_takes_what_an_empty_kernel_does() -> None:
+    sheet = sheet_for("cuda:sm_90")
+    assert sheet is not None
+    step = StepWork(1, 1, (OpWork("QuantLinear", 100, flops=0.0, bytes=3.35e9),))
+    assert predict(step, sheet.host()).seconds == pytest.approx(1e-3 + 100 * 1.3e-6)

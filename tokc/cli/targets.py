@@ -40,7 +40,8 @@ def targets(
         for device in target.devices():
             mark = "*" if device.runs_here else " "
             name = f"{kind}:{device.name}"
-            typer.echo(f"  {mark} {name:20} {device.summary:32} {','.join(device.dtypes):16} {device.verified}")
+            dtypes = ",".join(device.dtypes)
+            typer.echo(f"  {mark} {name:20} {device.summary:32} {dtypes:16} {device.verified}")
 
 
 def _facts(device: "Device") -> dict[str, object]:

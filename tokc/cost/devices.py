@@ -33,8 +33,9 @@ INT8_SPEEDUP: Mapping[str, float] = {
 class Host:
     """A machine; rates are per second over the threads that were measured, by default one a core.
 
-    All are as `how` says; `measured` is False for one that is not here. `int8_flops_per_s` is predicted from
-    the f32 rate and the CPU's instructions where no artifact's kernels could measure it.
+    All are as `how` says; `measured` is False for one that is not here, where each kernel is taken to need
+    `launch_s` beside its work. `int8_flops_per_s` is predicted from the f32 rate and the CPU's instructions
+    where no artifact's kernels could measure it.
     """
 
     cpu: str
@@ -47,6 +48,7 @@ class Host:
     int8_flops_per_s: float
     how: str
     measured: bool = True
+    launch_s: float = 0.0
 
 
 @runtime_checkable

@@ -14,7 +14,7 @@ from tokc.errors import UnknownOption
 class Sheet:
     """One device: dense rates a second, memory in bytes, `units` multiprocessors or cores of a chip.
 
-    `watts` is the board's power limit, None where the maker states none.
+    `launch_s` is what an empty kernel takes in a graph, `watts` the board's power limit; None where unknown.
     """
 
     name: str
@@ -25,10 +25,13 @@ class Sheet:
     read_bytes_per_s: float
     f16_flops_per_s: float
     source: str
+    launch_s: float | None = None
     watts: float | None = None
 
     def host(self) -> Host:
         """Return the device as a machine to predict for; what is not measured says so in `how`."""
+        empty = self.launch_s
+        launches = f"{empty * 1e6:.2g} µs a launch" if empty else "the time of launches left out"
         return Host(
             cpu=self.summary,
             arch=self.targets[0],
@@ -38,8 +41,10 @@ class Sheet:
             read_bytes_per_s=self.read_bytes_per_s,
             f32_flops_per_s=self.f16_flops_per_s,
             int8_flops_per_s=self.f16_flops_per_s,
-            how=f"data sheet ({self.source}); every product in 16 bits at the dense peak; nothing measured",
+            how=f"data sheet ({self.source}); every product in 16 bits at the dense peak; {launches}; "
+            "nothing measured",
             measured=False,
+            launch_s=self.launch_s or 0.0,
         )
 
 
