@@ -2,7 +2,8 @@
 
 What a launch checks, each with a `Fault` that names the line of PTX, the source line, the CTA and the thread:
 
-- every access to global memory lies within one allocation, and is aligned to its width;
+- every access to global memory lies within one allocation, and is aligned to its width; no two CTAs store
+  different bytes in one place, but by atomic operations;
 - every access to shared memory lies within the kernel's, is aligned, reads bytes that were written, and is
   separated by a barrier from what other warps do to the same bytes;
 - cp.async: the bytes arrive when the thread waits for the group, and nobody touches them in between;

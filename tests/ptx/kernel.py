@@ -55,12 +55,14 @@ class Kernel:
             )
         size = (*grid, 1, 1)[:3]
         ctas: list[Index] = [(x, y, z) for z, y, x in product(*(range(axis) for axis in reversed(size)))]
+        memory.begin_launch()
         total = Counts()
         at_once = max(1, LANES // self.threads)
         for start in range(0, len(ctas), at_once):
             machine = Machine(
                 self.function, memory, arguments, self.shared_bytes, ctas[start : start + at_once]
             )
+            machine.numbers += start
             machine.set_special((size[0], size[1], size[2]))
             total.add(self._run(machine))
         return total

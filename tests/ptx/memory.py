@@ -3,7 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
-from tests.ptx.faults import Misaligned, OutOfBounds
+from tests.ptx.faults import Misaligned, OutOfBounds, Race
 from tests.ptx.types import Array
 
 BASE = 0x7F_0000_0000
@@ -19,6 +19,7 @@ class Memory:
 
     def __init__(self) -> None:
         self._bytes = np.full(1 << 16, POISON, np.uint8)
+        self._owner = np.zeros(0, np.int32)
         self._end = RED_ZONE_BYTES
         self._starts: list[int] = []
         self._ends: list[int] = []
@@ -50,6 +51,10 @@ class Memory:
         raw = self._bytes[start : start + like.nbytes].tobytes()
         return np.frombuffer(raw, like.dtype).reshape(like.shape).copy()
 
+    def begin_launch(self) -> None:
+        """Forget which CTA wrote what."""
+        self._owner = np.zeros(len(self._bytes), np.int32)
+
     def check(self, addresses: Indices, width: int, lanes: Indices) -> Indices:
         """Return the offsets of an access of `width` bytes a lane, or raise OutOfBounds or Misaligned."""
         offsets = addresses - BASE
@@ -79,11 +84,33 @@ class Memory:
         rows = self.check(addresses, width, lanes) // width
         return self._bytes[: len(self._bytes) // width * width].reshape(-1, width)[rows]
 
-    def write(self, addresses: Indices, value: npt.NDArray[np.uint8], lanes: Indices) -> None:
-        """Store [lanes, width] bytes; of lanes that store to one place the last wins."""
+    def write(
+        self, addresses: Indices, value: npt.NDArray[np.uint8], lanes: Indices, ctas: Indices | None
+    ) -> None:
+        """Store [lanes, width] bytes from CTAs by number; None for an atomic operation.
+
+        Raises: Race where two CTAs of a launch, or two threads at once, store different bytes in one place.
+        """
         width = value.shape[1]
         rows = self.check(addresses, width, lanes) // width
-        self._bytes[: len(self._bytes) // width * width].reshape(-1, width)[rows] = value
+        data = self._bytes[: len(self._bytes) // width * width].reshape(-1, width)
+        if ctas is not None:
+            owner = self._owner[: len(self._bytes) // width * width].reshape(-1, width)
+            mine = (ctas + 1).astype(np.int32)[:, None]
+            other = (owner[rows] != 0) & (owner[rows] != mine) & (data[rows] != value)
+            self._refuse(other, addresses, lanes, "another CTA of the launch stored")
+            owner[rows] = mine
+        data[rows] = value
+        self._refuse(data[rows] != value, addresses, lanes, "another thread stores at once")
+
+    def _refuse(self, wrong: npt.NDArray[np.bool_], addresses: Indices, lanes: Indices, who: str) -> None:
+        if wrong.any():
+            worst = int(np.argmax(wrong.any(axis=1)))
+            raise Race(
+                f"a thread stores other bytes of global memory than {who} in their place",
+                lane=int(lanes[worst]),
+                address=int(addresses[worst]),
+            )
 
     def _nearest(self, offset: int) -> str:
         if not self._starts:

@@ -132,9 +132,14 @@ class SharedMemory:
         """Mark CHUNKs as read by a wgmma that no one waited for."""
         self._state.reshape(-1, CHUNK)[rows] |= np.uint8(HELD)
 
-    def release(self, rows: Indices) -> None:
-        """Let CHUNKs be written again."""
+    def release(self, rows: Indices, *, alone: bool) -> None:
+        """Let CHUNKs be written again; unless the warpgroup is `alone` in its CTA, after a barrier.
+
+        A wait is for a warpgroup's own products: another's may still read what this one has done with.
+        """
         self._state.reshape(-1, CHUNK)[rows] &= ~np.uint8(HELD)
+        if not alone:
+            self._reader.reshape(-1, CHUNK)[rows] = self._epoch + SEVERAL
 
     def _address(self, row: int, width: int) -> int:
         return int(row) * width % self.stride + SHARED_BASE

@@ -73,6 +73,7 @@ def _types() -> dict[str, Type]:
     found += [Type(f"{kind}{bits}", bits, kind) for kind in "bus" for bits in (8, 16, 32, 64)]
     found += [Type(f"f{bits}", bits, "f") for bits in (16, 32, 64)]
     found += [Type(f"{name}x2", 32, name[0], 2) for name in ("f16", "s16", "u16")]
+    found += [Type("f32x2", 64, "f", 2)]
     found += [Type(f"{name}x2", 16, name, 2) for name in FP8]
     found += [Type(f"{name}x4", 32, name, 4) for name in FP8]
     return {each.name: each for each in found}

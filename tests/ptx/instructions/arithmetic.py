@@ -42,7 +42,7 @@ def flushed(operation: Operation) -> Operation:
 def _arithmetic(decoding: Decoding, kind: Type, operation: Operation, count: int) -> Run:
     if kind.kind in {"f", "bf"}:
         decoding.skip(*INEXACT)
-        if decoding.take("ftz") and kind.name == "f32":
+        if decoding.take("ftz") and kind.name in {"f32", "f32x2"}:
             operation = flushed(operation)
         if decoding.take("sat"):
             inner = operation
@@ -154,6 +154,9 @@ def extreme(operation: Operation, propagating: Operation) -> Decoder:
         if decoding.take("relu"):
             inner = chosen
             chosen = lambda a, b: np.fmax(inner(a, b), kind.value(0))  # noqa: E731
+        if len(decoding.operands) == 4:
+            two = chosen
+            return _arithmetic(decoding, kind, lambda a, b, c: two(two(a, b), c), 3)
         return _arithmetic(decoding, kind, chosen, 2)
 
     return decode

@@ -103,7 +103,7 @@ def store(decoding: Decoding) -> Run:
         value = np.concatenate(raw, axis=1)[lanes]
         addresses = address(machine)[lanes]
         if space == "global":
-            machine.memory.write(addresses, value, lanes)
+            machine.memory.write(addresses, value, lanes, machine.numbers[machine.cta[lanes]])
             machine.touch_global("store", addresses, value.shape[1], lanes)
         else:
             rows = machine.shared.locate(addresses, value.shape[1], machine.cta[lanes], lanes)
@@ -177,7 +177,7 @@ def take_turns(
         raw = machine.memory.read(addresses[one], width, one)
         old = kind.decode(np.ascontiguousarray(raw).view(UNSIGNED[kind.bits])[:, 0])
         new = combine(old, *(value[one] for value in values)).astype(kind.value)
-        machine.memory.write(addresses[one], bytes_of(kind.encode(new), 1), one)
+        machine.memory.write(addresses[one], bytes_of(kind.encode(new), 1), one, None)
         found[lane] = old[0]
     for direction in ("load", "store"):
         machine.touch_global(direction, addresses[lanes], width, lanes)

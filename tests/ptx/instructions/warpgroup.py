@@ -2,7 +2,8 @@
 
 What a wgmma reads is taken when it is issued, and registers must not have been written since the last fence.
 Until the wait its results are undefined registers, nobody may write the tiles in shared memory, and the
-registers of A must stay.
+registers of A must stay. Where a CTA has several warpgroups the tiles may be written after a barrier only,
+for each waits for its own products.
 Source: PTX ISA, "Asynchronous Warpgroup Level Matrix Instructions"; "Matrix Descriptor Format".
 """
 
@@ -217,7 +218,7 @@ def _complete(machine: Machine, group: Products) -> None:
             raise Race("a register is written while a wgmma without a wait still writes it")
         machine.registers[index] = machine.fenced[index] = raw
     for rows in group.rows:
-        machine.shared.release(rows)
+        machine.shared.release(rows, alone=machine.function.threads == WARPGROUP)
     for other in later:
         for rows in other.rows:
             machine.shared.keep_held(rows)

@@ -121,6 +121,16 @@ def test_memory_ends_at_the_end_of_each_allocation_and_a_fault_says_who_left_it(
         launch(kernel(body, 1), memory, second + 2)
 
 
+def test_ctas_and_threads_that_store_different_bytes_in_one_place_race() -> None:
+    memory = ptx.Memory()
+    pointer = memory.put(np.zeros(4, I32))
+    body = "ld.param.b64 %rd1, [p0]; mov.u32 %r1, {}; st.global.b32 [%rd1], %r1;"
+    launch(kernel(body.format("%nctaid.x"), 1), memory, pointer, grid=3)
+    for grid, what in ((300, "%ctaid.x"), (1, "%tid.x")):
+        with pytest.raises(ptx.Race, match="stores other bytes of global memory than another"):
+            launch(kernel(body.format(what), 1), memory, pointer, grid=grid)
+
+
 @dataclass(frozen=True)
 class Subject:
     """A real kernel, its arrays, and what it should compute of them."""

@@ -205,13 +205,14 @@ def test_vectors_are_loaded_and_stored_whole() -> None:
 
 def test_atomics_of_all_lanes_add_up_and_each_finds_another_sum() -> None:
     memory = ptx.Memory()
-    total, found = np.array([100], I32), np.zeros(32, I32)
+    total, found = np.array([100], I32), np.zeros(64, I32)
     pointers = memory.put(total), memory.put(found)
-    body = """ld.param.b64 %rd1, [p0]; ld.param.b64 %rd2, [p1]; mad.wide.u32 %rd2, %r39, 4, %rd2;
+    body = """ld.param.b64 %rd1, [p0]; ld.param.b64 %rd2, [p1];
+    mov.u32 %r2, %ctaid.x; mad.lo.s32 %r2, %r2, 32, %r39; mad.wide.u32 %rd2, %r2, 4, %rd2;
     atom.global.gpu.acq_rel.add.u32 %r1, [%rd1], 2; st.global.b32 [%rd2], %r1;"""
     launch(kernel(body, 2), memory, *pointers, grid=2)
     assert memory.get(pointers[0], total)[0] == 100 + 2 * 64
-    assert sorted(memory.get(pointers[1], found)) == list(range(164, 228, 2))
+    assert sorted(memory.get(pointers[1], found)) == list(range(100, 228, 2))
 
 
 def test_blocks_have_registers_of_their_own() -> None:
