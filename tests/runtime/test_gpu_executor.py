@@ -139,6 +139,18 @@ def test_parameters_are_packed_pointer_by_pointer(recorded: GpuExecutor, artifac
     assert driver.memory(embed.pointers[2], table.nbytes).tobytes() == table.tobytes()
 
 
+def test_the_cache_and_the_arena_begin_as_zeros(recorded: GpuExecutor) -> None:
+    driver, pages = recorded.driver, Pages(recorded.num_pages)
+    recorded.step(pages.batch({0: [1]}))
+    pointers = {launched.symbol: launched.pointers for launched in driver.ran}
+    for address, size in (
+        (pointers["recall"][5], 4 * PAGE * recorded.num_pages),
+        (pointers["embed"][3], recorded.plan["arena_bytes"]),
+        (pointers["head"][5], 4 * 16 * LIMITS["rows"]),
+    ):
+        assert (driver.memory(address, size) == 0).all()
+
+
 def test_a_failed_step_leaves_nothing_behind_and_the_next_one_is_right(artifact: Artifact) -> None:
     for fail_at in range(10):  # in one of five launches, then in one of five that are recorded
         driver = InterpreterDriver(BY_SYMBOL, fail_at=fail_at)
