@@ -93,6 +93,7 @@ def by_chunks(query: Query, cache: tuple[Array, ...]) -> Array:
     tables = query.block_tables if one else query.block_tables[query.sequences]
     tables = jnp.pad(tables, ((0, 0), (0, -tables.shape[1] % count)))
     own = query.positions[:, None, None, None]
+    furthest = jnp.max(query.positions) if one else query.positions[:, None]
 
     def chunk(at: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         most, total, found = state
@@ -105,6 +106,8 @@ def by_chunks(query: Query, cache: tuple[Array, ...]) -> Array:
         if query.window:
             seen &= index > own - query.window
         scores = jnp.where(seen, scores, NEGATIVE)
+        # Nothing times what no token of the sequence has written yet may be NaN.
+        values = jnp.where((index <= furthest)[..., None, None], values, 0)
         highest = jnp.maximum(most, scores.max(axis=-1))
         share = jnp.where(seen, jnp.exp(scores - highest[..., None]), 0.0)
         keep = jnp.exp(most - highest)

@@ -1,0 +1,46 @@
+"""A tiny model compiled ahead of time for a TPU that is not here."""
+
+import gzip
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from tests.targets.tpu.programs import tiny_program
+from tokc.targets.base import Precision
+from tokc.targets.tpu.build import Job, run
+from tokc.targets.tpu.describe import Platform, describe
+from tokc.targets.tpu.step import Bucket
+from tokc.targets.tpu.topologies import TOPOLOGIES
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu is missing: pip install 'tokc-compiler[tpu]'"
+)
+
+
+def test_a_step_compiles_for_v5e_with_the_cache_in_place_and_the_kernel_in_it(tmp_path: Path) -> None:
+    program = tiny_program(tmp_path, Precision("int4", 32, "f16"))
+    platform = Platform("tpu", "bfloat16", "pallas", pad_heads=True)
+    step = describe(program, platform, 64, (Bucket(16, 16),)).step
+    made = run(Job(step, pages=7, compile=("step_16x16",), topology=TOPOLOGIES["v5e-1"]))
+    found = made.report["buckets"]["step_16x16"]
+    assert found["custom_calls"]["tpu_custom_call"] == 2, "one attention kernel a layer"
+    assert found["collectives"] == {}
+    assert found["aliased_bytes"] == 8 * step.cache.page_bytes, "the cache is written in place"
+    assert made.files["step_16x16.stablehlo"]
+    assert "ENTRY" in gzip.decompress(made.files["step_16x16.txt.gz"]).decode()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("device", ["v5e-4", "v5p-8", "v6e-1", "v6e-8"])
+def test_a_step_compiles_for_every_generation_and_cut_over_chips(device: str, tmp_path: Path) -> None:
+    sizes = {"num_attention_heads": 8, "num_key_value_heads": 8, "intermediate_size": 256}
+    program = tiny_program(tmp_path, Precision("int8", 32, "f16"), **sizes)
+    topology = TOPOLOGIES[device]
+    platform = Platform("tpu", "bfloat16", "pallas", topology.chips, pad_heads=True)
+    step = describe(program, platform, 64, (Bucket(16, 16),)).step
+    report = run(Job(step, pages=7, compile=("step_16x16",), topology=topology)).report
+    found = report["buckets"]["step_16x16"]
+    assert found["custom_calls"]["tpu_custom_call"] == 2
+    sums = sum(count for name, count in found["collectives"].items() if name == "all-reduce f32[16,64]")
+    assert sums == (4 if topology.chips > 1 else 0), "two a layer"
