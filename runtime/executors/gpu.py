@@ -257,6 +257,7 @@ class GpuExecutor:
 
     def _load(self, batch: Batch) -> Sizes:
         """Bring a batch to the device."""
+        assert self._open, "the executor is closed"
         self.driver.activate()
         sizes, used = self._inputs.fill(batch)
         if used:

@@ -169,6 +169,8 @@ def test_a_failed_step_leaves_nothing_behind_and_the_next_one_is_right(artifact:
         assert failed == [fail_at // 5]
         executor.close()
         executor.close()
+        with pytest.raises(AssertionError, match="closed"):
+            executor.step(batch)
         assert driver.alive() == {}
         assert driver.closed
 
