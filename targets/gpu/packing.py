@@ -6,15 +6,21 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
 from tokc.errors import TargetRefused
+from tokc.targets.gpu.kernels.fp8_linear import Fp8Linear
+from tokc.targets.gpu.kernels.int8_linear import Int8Linear
 from tokc.targets.gpu.kernels.linear import SCALE_ALIGNMENT, Linear
+from tokc.targets.gpu.kernels.scaled_linear import COLUMNS
 
 Array = npt.NDArray[Any]
 SLAB_ELEMENTS = 1 << 20
 F16_MAX = 65504.0
+E4M3_FORMS = {"fp8e4nv": ml_dtypes.float8_e4m3fn, "fp8e4b8": ml_dtypes.float8_e4m3fnuz}
+LARGEST = {"fp8e4nv": 448.0, "fp8e4b8": 240.0}
 ITEM_BYTES = {"f16": 2, "i8": 1, "u8": 1}
 
 
@@ -100,3 +106,67 @@ def slabs(kernel: Linear) -> Iterator[slice]:
 
 def _same_shape(w: Array, shape: tuple[int, int]) -> None:
     assert w.shape == shape, f"the weight is {w.shape}, the kernel takes {shape}"
+
+
+def pack_fp8(w: Array, kernel: Fp8Linear, form: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
+    """Return codes u8[n, k] and scales of a weight [n, k] rounded to e4m3, in the `form` that Triton names.
+
+    A row's, or a block's, largest value becomes the largest of the form.
+    Raises: TargetRefused for a form that is not e4m3's.
+    """
+    dtype = e4m3(form)
+    _same_shape(w, (kernel.n, kernel.k))
+    largest = LARGEST[form]
+    codes, scale = np.empty(w.shape, np.uint8), np.empty(kernel.scale_shape, np.float32)
+    step = COLUMNS if kernel.in_blocks else max(1, SLAB_ELEMENTS // kernel.k)
+    for first in range(0, kernel.n, step):
+        rows = slice(first, min(first + step, kernel.n))
+        slab = w[rows].astype(np.float32)
+        if kernel.in_blocks:
+            padded = np.pad(np.abs(slab).max(axis=0), (0, -kernel.k % COLUMNS))
+            scale[first // COLUMNS] = _nonzero(padded.reshape(-1, COLUMNS).max(axis=1) / np.float32(largest))
+            by = np.repeat(scale[first // COLUMNS], COLUMNS)[None, : kernel.k]
+        else:
+            scale[rows] = _nonzero(np.abs(slab).max(axis=1) / np.float32(largest))
+            by = scale[rows, None]
+        codes[rows] = np.clip(slab / by, -largest, largest).astype(dtype).view(np.uint8)
+    return codes, scale
+
+
+def pack_int8(w: Array, kernel: Int8Linear) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
+    """Return codes i8[n, k] from -127 to 127 and scales f32[n] of a weight [n, k]."""
+    _same_shape(w, (kernel.n, kernel.k))
+    codes, scale = np.empty(w.shape, np.int8), np.empty(kernel.n, np.float32)
+    step = max(1, SLAB_ELEMENTS // kernel.k)
+    for first in range(0, kernel.n, step):
+        rows = slice(first, min(first + step, kernel.n))
+        slab = w[rows].astype(np.float32)
+        scale[rows] = _nonzero(np.abs(slab).max(axis=1) / np.float32(127))
+        codes[rows] = np.rint(slab / scale[rows, None])
+    return codes, scale
+
+
+def fnuz_of(codes: npt.NDArray[np.uint8], scale: Array) -> tuple[npt.NDArray[np.uint8], Array]:
+    """Return a weight given in e4m3 'fn' as one in 'fnuz', exactly.
+
+    The same bits mean half as much, so that scales double; but -0 of the one is NaN of the other.
+    Raises: TargetRefused for NaN, which 'fn' spells 0x7f and 0xff, and for which 'fnuz' has a number.
+    """
+    if ((codes & 0x7F) == 0x7F).any():
+        raise TargetRefused("an fp8 weight holds NaN")
+    return np.where(codes == 0x80, 0, codes).astype(np.uint8), scale * 2
+
+
+def e4m3(form: str) -> np.dtype[Any]:
+    """Return numpy's dtype of the form of e4m3 that Triton calls `form`.
+
+    Raises: TargetRefused for another form.
+    """
+    if form not in E4M3_FORMS:
+        raise TargetRefused(f"no e4m3 form '{form}'; choose from {', '.join(E4M3_FORMS)}")
+    found: np.dtype[Any] = np.dtype(E4M3_FORMS[form])
+    return found
+
+
+def _nonzero(scale: Array) -> Array:
+    return np.where(scale == 0, np.float32(1), scale)

@@ -222,7 +222,10 @@ def default_tile(kernel: Linear) -> Tile:
     narrow = kernel.tile_rows <= NARROW_TOKENS
     block_k = default_block_k(kernel)
     if kernel.n <= FEW_COLUMNS:
-        return Tile(WARP_GROUP_ROWS // 2, block_k, 4 if narrow else 8, 5 if narrow else 3)
+        # More warps would have each thread keep all scales of its rows, fewer at 8 bits too many codes.
+        return Tile(
+            WARP_GROUP_ROWS // 2, block_k, 8 if kernel.bits == 8 and not narrow else 4, 5 if narrow else 3
+        )
     if kernel.n < MANY_COLUMNS:
         return Tile(WARP_GROUP_ROWS, block_k, 4, 5 if narrow else 3)
     return Tile(2 * WARP_GROUP_ROWS, block_k, 8, (3 if kernel.bits == 8 else 4) if narrow else 2)
