@@ -15,10 +15,13 @@ in registers by the same arithmetic. Hence a token's result has the same bits in
 tile.
 
 On hardware that holds as far as the order of sums inside the matrix unit and of the sum over a block's
-columns is the same, which the shape of a tile fixes: both forms therefore take the same `rows`, `block` and
-`warps`. With 64 rows and 4 warps both multiply by wgmma on sm_90, and by the same mma.sync elsewhere.
-Decode wastes most of those rows, which its memory traffic hides: a block of 64 tokens of dim 128 is 32 KB
-to read, some 2000 clocks of an H100's share of its memory, and 2 MFLOP, some 500 clocks of its matrix unit.
+columns is the same. Both forms therefore take the same `block`, and 16 rows a warp: then each warp holds
+whole rows, sums their columns alike, and multiplies by the same instruction, wgmma of 64 rows on sm_90 and
+mma.sync of 16 elsewhere. A narrow tile has 64 rows. Decode wastes most of them, which its memory traffic
+hides: a block of 64 tokens of dim 128 is 32 KB to read, some 2000 clocks of an H100's share of its memory,
+and 2 MFLOP, some 500 clocks of its matrix unit. A wide tile has 128, so that a block is read half as often.
+Heads of more than 128 columns take 64 rows and 8 warps in both forms, for the sums of two parts must fit
+the registers; a block's sum then crosses warps, in the same order in both.
 
 Sources: Dao 2023, arXiv:2307.08691 (online softmax over blocks); Kwon et al. 2023, arXiv:2309.06180 (pages);
 Ye et al. 2025, arXiv:2501.01005 (ragged tiles, query heads of a group as rows, splits of the context).
@@ -26,7 +29,7 @@ Ye et al. 2025, arXiv:2501.01005 (ragged tiles, query heads of a group as rows, 
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tokc.errors import TargetRefused
@@ -36,7 +39,6 @@ from tokc.targets.plan import Axis, Grid
 CACHE_DTYPES = {"f16": "f16", "int8": "i8"}
 MIN_SPLIT = 256
 MAX_SPLITS = 64
-ROWS = 64
 WIDEST_HEAD = 256
 HEADS_A_REDUCTION = 4
 LOG2E = 1.4426950408889634
@@ -51,9 +53,22 @@ def split_tokens(context: int) -> int:
     return 1 << (wanted - 1).bit_length()
 
 
+@dataclass(frozen=True)
+class Tile:
+    """How a program is cut: rows of its products, cached tokens a block, warps, depth of its pipeline.
+
+    `block` decides the order of sums, so both forms of an attention must have the same.
+    """
+
+    rows: int
+    block: int
+    warps: int
+    stages: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class PagedAttention:
-    """One form, wide or narrow, of an attention; `rows` of a tile, `block` cached tokens a product.
+    """One form, wide or narrow, of an attention; `shape` None takes the one of `default_tile`.
 
     Arguments: q, cache_key, cache_value, [key_scale, value_scale], positions, sequences, block_tables,
     query_tiles, [tree], info, then y in a wide step; partials and statistics in a narrow one, of the shapes
@@ -76,11 +91,8 @@ class PagedAttention:
     wide: bool
     window: int = 0
     tree: bool = False
-    rows: int = 0
-    block: int = 0
+    shape: Tile | None = None
     split: int = 0
-    warps: int = 0
-    stages: int = 0
     tensor_cores: bool = True
 
     def __post_init__(self) -> None:
@@ -103,18 +115,30 @@ class PagedAttention:
             )
         if not self.scale > 0:
             raise TargetRefused(f"the GPU's attention takes a positive scale, not {self.scale}")
-        wide_head = self.head_dim > 128
-        defaults = {
-            "rows": max(ROWS, 1 << (self.group - 1).bit_length()),
-            "block": max(self.page, 64),
-            "split": split_tokens(self.context),
-            "warps": 8 if wide_head else 4,
-            "stages": 2,
-        }
-        for name, value in defaults.items():
-            object.__setattr__(self, name, getattr(self, name) or value)
-        assert self.split % self.block == 0, "a split is a whole number of blocks"
-        assert self.block % self.page == 0, "a block is a whole number of pages"
+        object.__setattr__(self, "split", self.split or split_tokens(self.context))
+        block = self._shape.block
+        assert self.split % block == 0, "a split is a whole number of blocks"
+        assert block % self.page == 0 or self.page % block == 0, "blocks and pages share their bounds"
+        assert self._shape.rows >= self.group, "a tile holds at least one token"
+
+    @property
+    def _shape(self) -> Tile:
+        return self.shape or default_tile(self)
+
+    @property
+    def warps(self) -> int:
+        """Return the number of warps of a program."""
+        return self._shape.warps
+
+    @property
+    def stages(self) -> int:
+        """Return the depth of the loop's pipeline."""
+        return self._shape.stages
+
+    @property
+    def columns(self) -> int:
+        """Return the power of two that holds a head."""
+        return 1 << (self.head_dim - 1).bit_length()
 
     @property
     def group(self) -> int:
@@ -124,7 +148,7 @@ class PagedAttention:
     @property
     def tile(self) -> int:
         """Return how many tokens a tile has at most."""
-        return self.rows // self.group
+        return self._shape.rows // self.group
 
     @property
     def max_splits(self) -> int:
@@ -157,7 +181,8 @@ class PagedAttention:
         """Return the kernel's name."""
         form = ("wide" if self.wide else "narrow") + ("_tree" if self.tree else "")
         shape = f"{self.heads}_{self.kv_heads}_{self.head_dim}_{self.page}"
-        shaped = f"{self.rows}_{self.block}_{self.split}_{self.max_splits}_{self.warps}_{self.stages}"
+        cut = self._shape
+        shaped = f"{cut.rows}_{cut.block}_{self.split}_{self.max_splits}_{cut.warps}_{cut.stages}"
         scale = float(self.scale).hex().replace("-", "m").replace("+", "").replace(".", "_")
         return f"paged_attention_{form}_{shape}_{self.dtype}_{self.window}_{scale}_{shaped}"
 
@@ -184,6 +209,7 @@ class PagedAttention:
     def constants(self) -> Mapping[str, int | float | bool | str]:
         """Return the constexpr arguments."""
         int8 = self.dtype == "int8"
+        rows, columns = self._shape.rows, self.columns
         return {
             # A pointer that the form does not take is a constant, and no code reads it.
             **({} if int8 else {"key_scale": 0, "value_scale": 0}),
@@ -192,10 +218,11 @@ class PagedAttention:
             "KV_HEADS": self.kv_heads,
             "GROUP": self.group,
             "DIM": self.head_dim,
-            "COLUMNS": 1 << (self.head_dim - 1).bit_length(),
+            "COLUMNS": columns,
+            "HALVES": 2 if rows < columns == 128 else 1,
             "PAGE": self.page,
-            "ROWS": self.rows,
-            "BLOCK": self.block,
+            "ROWS": rows,
+            "BLOCK": self._shape.block,
             "SPLIT": self.split,
             "SPLITS": self.max_splits,
             "WINDOW": self.window,
@@ -212,6 +239,21 @@ class PagedAttention:
         from tokc.targets.gpu.functions.paged_attention import paged_attention
 
         return paged_attention
+
+
+def default_tile(kernel: PagedAttention) -> Tile:
+    """Return a tile that every architecture holds; see the module's docstring for the rows."""
+    int8 = kernel.dtype == "int8"
+    least = 1 << (kernel.group - 1).bit_length()
+    if kernel.columns <= 64:
+        form = Tile(128, 64, 8, 5) if kernel.wide else Tile(64, 64, 4, 5)
+    elif kernel.columns == 128 and not int8:
+        form = Tile(128, 64, 8, 3) if kernel.wide else Tile(64, 64, 4, 3)
+    elif kernel.columns == 128:
+        form = Tile(128, 32, 8, 1) if kernel.wide else Tile(64, 32, 4, 3)
+    else:
+        form = Tile(64, 32, 8, 1 if int8 else 3)
+    return replace(form, rows=max(form.rows, least), block=max(form.block, kernel.page))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ import pytest
 
 from tests.targets.gpu.interpreted import info, interpret, products_in_order
 from tokc.errors import TargetRefused
-from tokc.targets.gpu.kernels.paged_attention import PagedAttention, split_tokens
+from tokc.targets.gpu.kernels.paged_attention import PagedAttention, Tile, split_tokens
 
 PAGE = 16
 Tiles = Sequence[tuple[int, int]]
@@ -106,7 +106,16 @@ class Step:
                 y[token, head] = weight @ value / weight.sum()
         return y.reshape(len(q), -1)
 
-    def kernel(self, *, wide: bool, **fields: int) -> PagedAttention:
+    def kernel(
+        self,
+        *,
+        wide: bool,
+        rows: int = 16,
+        block: int = 32,
+        split: int = 64,
+        window: int = 0,
+        tree: bool = False,
+    ) -> PagedAttention:
         """Return a kernel of small tiles for this step's shape."""
         return PagedAttention(
             heads=self.heads,
@@ -117,7 +126,10 @@ class Step:
             scale=self.dim**-0.5,
             context=256,
             wide=wide,
-            **({"rows": 16, "block": 32, "split": 64} | fields),
+            window=window,
+            tree=tree,
+            shape=Tile(rows, block, 4, 2),
+            split=split,
         )
 
     def run(
