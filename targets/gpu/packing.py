@@ -21,7 +21,7 @@ SLAB_ELEMENTS = 1 << 20
 F16_MAX = 65504.0
 E4M3_FORMS = {"fp8e4nv": ml_dtypes.float8_e4m3fn, "fp8e4b8": ml_dtypes.float8_e4m3fnuz}
 LARGEST = {"fp8e4nv": 448.0, "fp8e4b8": 240.0}
-ITEM_BYTES = {"f16": 2, "i8": 1, "u8": 1}
+ITEM_BYTES = {"f16": 2, "u8": 1}
 
 
 def part_bytes(kernel: Linear) -> dict[str, int]:
@@ -39,23 +39,32 @@ def pack_dense(w: Array, kernel: Linear) -> npt.NDArray[np.float16]:
 
 
 def pack_codes(q: Array, kernel: Linear) -> Array:
-    """Return a weight's codes as the kernel reads them: i8[n, k], or two codes a byte, u8[n, k / 2].
+    """Return a weight's codes as the kernel reads them, u8[n, k * bits / 8].
 
-    Shapes: q i8[n, k], or u8[n, k] with codes 0..15.
+    Shapes: q i8[n, k] at 8 bits, u8[n, k] with codes 0..15 at 4 bits.
     Raises: TargetRefused for a code that the grid does not have.
     """
     _same_shape(q, (kernel.n, kernel.k))
-    if kernel.bits == 8:
-        return np.ascontiguousarray(q, np.int8)
-    out = np.empty((kernel.n, kernel.k // 2), np.uint8)
+    parts, zero = 16 // kernel.bits, stored_zero(kernel)
+    out = np.empty((kernel.n, kernel.k * kernel.bits // 8), np.uint8)
     for rows in slabs(kernel):
-        codes = q[rows].astype(np.uint8)
-        if codes.max(initial=0) > 15:
-            raise TargetRefused(f"a weight of 4 bits holds the code {codes.max()}; choose from 0 to 15")
-        quarters = codes.reshape(len(codes), -1, 2, 2, kernel.group // 4)
-        pairs = quarters[:, :, :, 0] | (quarters[:, :, :, 1] << 4)
-        out[rows] = pairs.transpose(0, 1, 3, 2).reshape(len(codes), -1)
+        codes = q[rows].astype(np.int16) + zero
+        if codes.min(initial=0) < 0 or codes.max(initial=0) >= 1 << kernel.bits:
+            raise TargetRefused(
+                f"a {kernel.bits}-bit weight holds codes from {codes.min() - zero} to {codes.max() - zero}",
+                hint=f"choose from {-zero} to {(1 << kernel.bits) - 1 - zero}",
+            )
+        split = codes.astype("<u2").reshape(len(codes), -1, parts, kernel.group // parts)
+        pairs = np.zeros_like(split[:, :, 0])
+        for part in range(parts):
+            pairs |= split[:, :, part] << (part * kernel.bits)
+        out[rows] = pairs.view(np.uint8).reshape(len(codes), -1)
     return out
+
+
+def stored_zero(kernel: Linear) -> int:
+    """Return what is added to a code before it is stored, so that none is negative."""
+    return 128 if kernel.bits == 8 else 0
 
 
 def pack_groups(values: Array, kernel: Linear) -> npt.NDArray[np.float16]:
@@ -83,12 +92,11 @@ def unpack(parts: Mapping[str, Array], kernel: Linear) -> npt.NDArray[np.float64
     weight = parts["weight"]
     if kernel.bits == 16:
         return weight.astype(np.float64)
-    if kernel.bits == 8:
-        codes = weight.astype(np.float64)
-    else:
-        pairs = weight.reshape(kernel.n, -1, kernel.group // 4, 2).transpose(0, 1, 3, 2)
-        codes = np.stack((pairs & 0xF, pairs >> 4), axis=3).reshape(kernel.n, kernel.k)
-        codes = codes.astype(np.float64) - (8 if kernel.symmetric else 0)
+    parts_of_group = 16 // kernel.bits
+    pairs = np.ascontiguousarray(weight).view("<u2").reshape(kernel.n, -1, kernel.group // parts_of_group)
+    shifted = [(pairs >> (part * kernel.bits)) & ((1 << kernel.bits) - 1) for part in range(parts_of_group)]
+    codes = np.stack(shifted, axis=2).reshape(kernel.n, kernel.k).astype(np.float64)
+    codes -= 128 if kernel.bits == 8 else 8 if kernel.symmetric else 0
     spread = {
         name: np.repeat(parts[name][:, : kernel.n].T.astype(np.float64), kernel.group, axis=1)
         for name in parts

@@ -30,16 +30,14 @@ def grid_row(
     row = tl.load(input_ids + token).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < HIDDEN
-    if BITS == 4:
-        # A group's quarters 0 and 1 lie in the nibbles of its even bytes, 2 and 3 in those of the odd ones.
-        quarter = column % GROUP // (GROUP // 4)
-        byte = column // GROUP * (GROUP // 2) + column % (GROUP // 4) * 2 + quarter // 2
-        packed = tl.load(weight + row * (HIDDEN // 2) + byte, mask=inside, other=0).to(tl.int32)
-        code = (packed >> (quarter % 2 * 4)) & 0xF
-        if offset is None:
-            code -= 8
-    else:
-        code = tl.load(weight + row * HIDDEN + column, mask=inside, other=0).to(tl.int32)
+    # Pair j of bytes of a group holds column j of each of its PARTS, the later ones in higher bits.
+    PARTS: tl.constexpr = 16 // BITS
+    bit = column % GROUP // (GROUP // PARTS) * BITS
+    byte = column // GROUP * (GROUP * BITS // 8) + column % (GROUP // PARTS) * 2 + bit // 8
+    packed = tl.load(weight + row * (HIDDEN * BITS // 8) + byte, mask=inside, other=0).to(tl.int32)
+    code = (packed >> (bit % 8)) & (0xF if BITS == 4 else 0xFF)
+    if offset is None:
+        code -= 8 if BITS == 4 else 128
     group = (column // GROUP).to(tl.int64) * SCALE_STRIDE + row
     values = code.to(tl.float32) * tl.load(scale + group, mask=inside, other=0.0).to(tl.float32)
     if offset is not None:

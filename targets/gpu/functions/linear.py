@@ -11,22 +11,14 @@ import triton.language as tl
 
 
 @triton.jit
-def small_integers(codes, ZERO: tl.constexpr):
-    """Turn u8 codes into f16(code - ZERO), exactly.
+def code_pairs(words, BITS: tl.constexpr, ZERO: tl.constexpr):
+    """Turn the lowest bits of the halves of u32 [n, columns / 2] into f16(code - ZERO) [n, columns].
 
-    f16 numbers from 1024 to 2047 are one apart, so that a code is the mantissa of 1024 + code: an `or` and a
-    subtraction, both for pairs, instead of a conversion, which has a quarter of the rate or less.
+    Exact: f16 numbers from 1024 to 2047 are one apart, so that a code is the mantissa of 1024 + code. Two at
+    once take an `and`, an `or` and a subtraction, since the halves of the word are a pair of f16 as they
+    stand; a conversion takes more, at a quarter of the rate or less.
     """
-    return (codes.to(tl.uint16) | 0x6400).to(tl.float16, bitcast=True) - (1024.0 + ZERO)
-
-
-@triton.jit
-def nibble_pairs(words, ZERO: tl.constexpr):
-    """Turn bits 0..3 and 16..19 of u32 [BLOCK_N, columns / 2] into f16(code - ZERO) [BLOCK_N, columns].
-
-    As in `small_integers`, but two at once: the halves of the word are a pair of f16 as they stand.
-    """
-    pairs = (words & 0x000F000F) | 0x64006400
+    pairs = (words & (0x000F000F if BITS == 4 else 0x00FF00FF)) | 0x64006400
     low = (pairs & 0xFFFF).to(tl.uint16).to(tl.float16, bitcast=True)
     high = (pairs >> 16).to(tl.uint16).to(tl.float16, bitcast=True)
     joined = tl.reshape(tl.join(low, high), (words.shape[0], 2 * words.shape[1]))
@@ -84,31 +76,26 @@ def accumulate(acc, first, last, weight, scale, offset, x, n, n_inside, row, row
             w = weight_tile(weight, n, n_inside, column, K, MASKED)
             part = row_tile(x, row, row_inside, column, X_STRIDE, K, MASKED)
             acc = tl.dot(w, part, acc=acc)
-        elif BITS == 8:
-            column = k + tl.arange(0, BLOCK_K)
-            codes = weight_tile(weight, n, n_inside, column, K, MASKED)
-            by = spread_groups(scale, k, n, n_inside, N, K, GROUP, BLOCK_N, BLOCK_K, GROUP, MASKED)
-            part = row_tile(x, row, row_inside, column, X_STRIDE, K, MASKED)
-            w = small_integers(codes.to(tl.uint8, bitcast=True) ^ 0x80, 128.0) * by
-            acc = tl.dot(w, part, acc=acc)
         else:
-            # A word holds eight columns of one group, two of each QUARTER of it. The four quarters take the
-            # same scales, and are a product each, so that nothing has to be moved between threads.
-            QUARTER: tl.constexpr = GROUP // 4
-            word = k // 8 + tl.arange(0, BLOCK_K // 8)
+            # A word holds columns of one group, two neighbours of each of its PARTS. The parts take the same
+            # scales, and are a product each, so that nothing has to be moved between threads.
+            PARTS: tl.constexpr = 16 // BITS
+            SPAN: tl.constexpr = GROUP // PARTS
+            ZERO: tl.constexpr = 128 if BITS == 8 else 8 if offset is None else 0
+            PER_WORD: tl.constexpr = 32 // BITS
             words = weight.to(tl.pointer_type(tl.uint32), bitcast=True)
-            codes = weight_tile(words, n, n_inside, word, K // 8, MASKED)
-            by = spread_groups(scale, k, n, n_inside, N, K, GROUP, BLOCK_N, BLOCK_K, QUARTER, MASKED)
+            word = k // PER_WORD + tl.arange(0, BLOCK_K // PER_WORD)
+            codes = weight_tile(words, n, n_inside, word, K // PER_WORD, MASKED)
+            by = spread_groups(scale, k, n, n_inside, N, K, GROUP, BLOCK_N, BLOCK_K, SPAN, MASKED)
             if offset is not None:
-                plus = spread_groups(offset, k, n, n_inside, N, K, GROUP, BLOCK_N, BLOCK_K, QUARTER, MASKED)
-            j = tl.arange(0, BLOCK_K // 4)
-            for quarter in tl.static_range(4):
-                column = k + j // QUARTER * GROUP + quarter * QUARTER + j % QUARTER
+                plus = spread_groups(offset, k, n, n_inside, N, K, GROUP, BLOCK_N, BLOCK_K, SPAN, MASKED)
+            j = tl.arange(0, BLOCK_K // PARTS)
+            for piece in tl.static_range(PARTS):
+                column = k + j // SPAN * GROUP + piece * SPAN + j % SPAN
                 part = row_tile(x, row, row_inside, column, X_STRIDE, K, MASKED)
-                if offset is None:
-                    w = nibble_pairs(codes >> (4 * quarter), 8.0) * by
-                else:
-                    w = nibble_pairs(codes >> (4 * quarter), 0.0) * by + plus
+                w = code_pairs(codes >> (BITS * piece), BITS, ZERO) * by
+                if offset is not None:
+                    w += plus
                 acc = tl.dot(w, part, acc=acc)
     return acc
 
@@ -146,7 +133,7 @@ def linear_tile(weight, scale, offset, x, info, bias, y, partials, counters,
     MASKED: tl.constexpr = N % BLOCK_N != 0 or K % BLOCK_K != 0
     SHARE: tl.constexpr = (K + SPLITS * BLOCK_K - 1) // (SPLITS * BLOCK_K) * BLOCK_K
     # Within a tile 32 bits address everything; its first element may lie further away.
-    weight += first_n.to(tl.int64) * (K // 2 if BITS == 4 else K)
+    weight += first_n.to(tl.int64) * (K // 2 if BITS == 4 else K)  # in elements: bytes, or f16
     x += first_row.to(tl.int64) * X_STRIDE
     y += first_row.to(tl.int64) * N + first_n
     if scale is not None:

@@ -4,12 +4,12 @@ Formula: y = x @ w.T (+ bias), products of f16, sums in f32. w = weight (16 bits
          (code - 8) * scale or code * scale + offset (4 bits), rounded to f16.
 Shapes:  x f16[rows, x_stride], bias f32[n] -> y f16 or f32[rows, n], and for the weight
          16 bits: f16[n, k]
-          8 bits: i8[n, k],      scale f16[k / group, n16]
-          4 bits: u8[n, k / 2],  scale and offset f16[k / group, n16]; in each group the low and the high
-                  nibble of byte 2j are columns j and j + q, those of byte 2j + 1 columns j + 2q and j + 3q,
-                  with q = group / 4. So of a word of 4 bytes, shifted by 4i, bits 0..3 and 16..19 are two
-                  neighbours of the i-th quarter, a pair of f16 but for the exponent: one `and`, one `or`
+          8 bits: u8[n, k],      scale f16[k / group, n16]; codes are stored + 128
+          4 bits: u8[n, k / 2],  scale and offset f16[k / group, n16]
          where n16 is n rounded up to a multiple of 16, so that rows of scales are aligned.
+         Codes lie in pairs of bytes: a group has `parts` = 16 / bits parts of equal length, and its j-th pair
+         holds the j-th code of each part, the first part's in the lowest bits. So of a word of 4 bytes,
+         shifted by bits * i, the lowest bits of its halves are two neighbours in the i-th part.
 Source:  dequantizing in registers: Frantar et al. 2024 (Marlin), arXiv:2408.11743; groups of columns that
          share a scale: Frantar et al. 2022 (GPTQ), arXiv:2210.17323.
 
@@ -35,7 +35,7 @@ WARP_GROUP_ROWS = 64
 # Up to so many output columns tiles of 64 would leave most multiprocessors of a large GPU without a program.
 FEW_COLUMNS = 2048
 MANY_COLUMNS = 16384
-# A quarter of it, which is a product of its own at 4 bits, fills the matrix instruction's 16 columns.
+# At 4 bits a quarter of it is a product of its own, which must fill the matrix instruction's 16 columns.
 LEAST_BLOCK_K = 64
 
 
@@ -127,7 +127,7 @@ class Linear:
             return (("weight", "f16", (self.n, self.k)),)
         aligned = -(-self.n // SCALE_ALIGNMENT) * SCALE_ALIGNMENT
         per_group = ("f16", (self.k // self.group, aligned))
-        codes = ("i8", (self.n, self.k)) if self.bits == 8 else ("u8", (self.n, self.k // 2))
+        codes = ("u8", (self.n, self.k * self.bits // 8))
         offset = () if self.symmetric else (("offset", *per_group),)
         return ("weight", *codes), ("scale", *per_group), *offset
 
@@ -222,10 +222,7 @@ def default_tile(kernel: Linear) -> Tile:
     narrow = kernel.tile_rows <= NARROW_TOKENS
     block_k = default_block_k(kernel)
     if kernel.n <= FEW_COLUMNS:
-        # More warps would have each thread keep all scales of its rows, fewer at 8 bits too many codes.
-        return Tile(
-            WARP_GROUP_ROWS // 2, block_k, 8 if kernel.bits == 8 and not narrow else 4, 5 if narrow else 3
-        )
+        return Tile(WARP_GROUP_ROWS // 2, block_k, 4, 5 if narrow else 3)
     if kernel.n < MANY_COLUMNS:
         return Tile(WARP_GROUP_ROWS, block_k, 4, 5 if narrow else 3)
     return Tile(2 * WARP_GROUP_ROWS, block_k, 8, (3 if kernel.bits == 8 else 4) if narrow else 2)

@@ -51,6 +51,13 @@ def test_a_shifted_word_holds_two_neighbours_sixteen_bits_apart() -> None:
         assert (pairs == q[0, 32 + 8 * quarter : 40 + 8 * quarter]).all()
 
 
+def test_a_byte_of_eight_bits_holds_a_code_above_128_and_words_hold_halves_of_a_group() -> None:
+    q = np.random.default_rng(1).integers(-128, 128, (1, 64))
+    pairs = pack_codes(q, linear(1, 64, 8)).astype(int).reshape(2, 16, 2)
+    assert (pairs[1, :, 0] - 128 == q[0, 32:48]).all()
+    assert (pairs[1, :, 1] - 128 == q[0, 48:64]).all()
+
+
 def test_scales_of_larger_blocks_are_repeated() -> None:
     scale = np.arange(6, dtype=np.float32).reshape(3, 2)
     packed = pack_groups(scale, linear(3, 128, 4))
@@ -70,7 +77,7 @@ def test_a_dense_weight_is_held_within_f16() -> None:
 
 def test_what_the_grid_does_not_have_is_refused() -> None:
     kernel = linear(2, 64, 4)
-    with pytest.raises(TargetRefused, match="holds the code 16; choose from 0 to 15"):
+    with pytest.raises(TargetRefused, match="holds codes from 16 to 16"):
         pack_codes(np.full((2, 64), 16), kernel)
     with pytest.raises(TargetRefused, match="do not fit 2 rows of 2 groups of 32"):
         pack_groups(np.ones((2, 4)), kernel)
