@@ -51,6 +51,11 @@ class Products:
     rows: list[Indices] = field(default_factory=list)
 
 
+def place(raw: Array) -> int:
+    """Return where bits lie in this process' memory, which a copy of a register shares."""
+    return int(raw.__array_interface__["data"][0])
+
+
 class Machine:
     """The state of some CTAs of one launch."""
 
@@ -69,7 +74,7 @@ class Machine:
         self.sectors: dict[str, list[Indices]] = {"load": [], "store": []}
         self.copies: list[Copy] = []
         self.copy_groups: deque[list[Copy]] = deque()
-        self.fenced: list[Array | None] = [None] * len(function.registers)
+        self.fenced: dict[int, Array] = {}
         self.products = Products()
         self.product_groups: deque[Products] = deque()
         self.numbers = np.arange(len(ctas), dtype=np.int64)
@@ -117,6 +122,14 @@ class Machine:
             fill = np.array(-1).astype(raw.dtype)
             raw = np.where(mask, raw, fill if old is None else old)
         self.registers[register.index] = raw
+
+    def is_fenced(self, raw: Array) -> bool:
+        """Return whether bits were in some register at the last wgmma.fence."""
+        return place(raw) in self.fenced
+
+    def fence_registers(self) -> None:
+        """Let wgmma read what is in registers now; it is kept, so that no other bits get its place."""
+        self.fenced = {place(raw): raw for raw in self.registers if raw is not None}
 
     def active(self, mask: Mask) -> Indices:
         """Return the lanes of a mask."""
@@ -238,10 +251,12 @@ class Machine:
         self.copy_groups = deque([copy_of(each) for each in group] for group in self.copy_groups)
         self.products = products_of(self.products)
         self.product_groups = deque(products_of(each) for each in self.product_groups)
-        self.fenced = [
-            new if old is fenced else None
-            for new, old, fenced in zip(registers, self.registers, self.fenced, strict=True)
-        ]
+        if self.fenced:
+            self.fenced = {
+                place(new): new
+                for new, old in zip(registers, self.registers, strict=True)
+                if new is not None and old is not None and self.is_fenced(old)
+            }
         self.registers = registers
         self.ctas = [self.ctas[cta] for cta in ctas]
         self.numbers = self.numbers[ctas]

@@ -84,8 +84,14 @@ def fused(kind: Type) -> Operation:
 
 
 def fma(decoding: Decoding) -> Run:
-    """`fma`, in f32, f16, bf16 and their pairs."""
+    """`fma`, in f32, f16, bf16 and their pairs; `fma.f32.f16` multiplies f16 and adds in f32."""
     kind = decoding.type()
+    if kind.name in {"f16", "bf16"} and decoding.take("f32"):
+        total = TYPES["f32"]
+        decoding.skip(*INEXACT)
+        decoding.finish(4)
+        sources = [decoding.source(1, kind), decoding.source(2, kind), decoding.source(3, total)]
+        return evaluate(decoding.sink(0, total), fused(total), sources)
     if kind.name == "f64":
         raise decoding.refuse("fma.f64 is not executed")
     operation = fused(kind)
