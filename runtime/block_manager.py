@@ -10,10 +10,13 @@ from collections import OrderedDict
 from collections.abc import Sequence as Items
 
 
-def extend_digests(digests: list[bytes], tokens: Items[int], page_size: int) -> None:
-    """Append the digest of every further full page of `tokens`; each covers all tokens to its page's end."""
+def extend_digests(digests: list[bytes], tokens: Items[int], page_size: int, salt: bytes = b"") -> None:
+    """Append the digest of every further full page of `tokens`; each covers all tokens to its page's end.
+
+    Digests with different salts never meet, so that who does not know the salt finds nothing.
+    """
     for page in range(len(digests), len(tokens) // page_size):
-        parent = digests[-1] if digests else b""
+        parent = digests[-1] if digests else salt
         content = array("i", tokens[page * page_size : (page + 1) * page_size]).tobytes()
         digests.append(hashlib.blake2b(parent + content, digest_size=16).digest())
 

@@ -1,6 +1,7 @@
 """One step of serving: schedule, compute, sample. Knows tokens only; used by one thread at a time."""
 
 import time
+from collections.abc import Mapping
 from collections.abc import Sequence as Items
 from typing import NamedTuple
 
@@ -8,25 +9,32 @@ import numpy as np
 
 from tokc.runtime.block_manager import BlockManager
 from tokc.runtime.counters import Counters, Gauges
-from tokc.runtime.executors.base import Batch, Executor
+from tokc.runtime.executors.base import Batch, Executor, Float32s
 from tokc.runtime.sampler import sample
 from tokc.runtime.scheduler import Chunk, Scheduler
-from tokc.runtime.sequence import Logprob, Sequence
+from tokc.runtime.sequence import FinishReason, Logprob, Sequence
+from tokc.runtime.speculation import Speculation
 
 
 class Event(NamedTuple):
-    """Report one new token of a sequence; its `finish_reason` is set when that was the last."""
+    """Report one new token of a sequence, and why that was the last, if it was."""
 
     sequence: Sequence
     token: int
     logprob: Logprob | None
+    finish_reason: FinishReason | None
 
 
 class Core:
     """Drives an executor for many sequences at once."""
 
     def __init__(
-        self, executor: Executor, *, token_budget: int | None = None, prefix_cache: bool = True
+        self,
+        executor: Executor,
+        *,
+        token_budget: int | None = None,
+        prefix_cache: bool = True,
+        speculation: Speculation | None = None,
     ) -> None:
         """Take a step of at most `token_budget` tokens, None for as many as the executor can."""
         self.executor = executor
@@ -38,6 +46,7 @@ class Core:
         )
         self.longest = min(executor.context_length, executor.num_pages * executor.page_size)
         blocks = -(-executor.context_length // executor.page_size)
+        self.speculation = speculation
         self._tables = np.zeros((self.scheduler.max_seqs, blocks), np.int32)
 
     @property
@@ -68,31 +77,79 @@ class Core:
             sequence.finished_s = time.perf_counter()
             self.scheduler.remove(sequence)
             self.counters.finish(sequence)
+            if self.speculation is not None:
+                self.speculation.forget(sequence)
 
     def step(self) -> list[Event]:
         """Compute one batch; returns a token for every sequence whose tokens are all computed."""
         chunks = self.scheduler.schedule()
         if not chunks:
             return []
-        logits = self.executor.step(self._batch(chunks))
+        drafts = self._drafts(chunks)
+        began_s = time.perf_counter()
+        logits = self.executor.step(self._batch(chunks, drafts))
+        self._time(chunks, drafts, time.perf_counter() - began_s)
         self.counters.steps += 1
         ready = []
         for chunk in chunks:
-            self.counters.computed_tokens += chunk.count
+            self.counters.computed_tokens += chunk.count + len(drafts.get(chunk.sequence, ()))
             self.scheduler.computed(chunk)
             if chunk.sequence.computed == len(chunk.sequence.tokens):
                 ready.append(chunk.sequence)
-        if not ready:
-            return []
+        return self._choose(logits, ready, drafts)
+
+    def _choose(
+        self, logits: Float32s, ready: list[Sequence], drafts: Mapping[Sequence, list[int]]
+    ) -> list[Event]:
+        """Append a token to each sequence that is ready, and more while its draft holds."""
         events = []
-        for sequence, (token, logprob) in zip(ready, sample(logits, ready), strict=True):
-            sequence.append(token)
-            events.append(Event(sequence, token, logprob))
-            if sequence.finish_reason is not None:
-                self.finish(sequence)
+        rows, first = {}, 0
+        for sequence in ready:
+            rows[sequence] = first
+            first += 1 + len(drafts.get(sequence, ()))
+        held = 0
+        while ready:
+            wanted = [rows[sequence] + held for sequence in ready]
+            own = logits if len(wanted) == len(logits) else logits[wanted]
+            on = []
+            for sequence, (token, logprob) in zip(ready, sample(own, ready), strict=True):
+                sequence.append(token)
+                events.append(Event(sequence, token, logprob, sequence.finish_reason))
+                draft = drafts.get(sequence, [])
+                if sequence.finish_reason is None and held < len(draft) and draft[held] == token:
+                    on.append(sequence)
+                else:
+                    self._settle(sequence, len(draft), held)
+            ready, held = on, held + 1
         return events
 
-    def _batch(self, chunks: Items[Chunk]) -> Batch:
+    def _settle(self, sequence: Sequence, drafted: int, held: int) -> None:
+        """Keep what was computed of a draft as far as it held, and end the sequence if it ended."""
+        if held:
+            self.scheduler.computed(Chunk(sequence, held))
+        if self.speculation is not None:
+            self.speculation.learn(sequence, drafted, held)
+        if sequence.finish_reason is not None:
+            self.finish(sequence)
+
+    def _drafts(self, chunks: Items[Chunk]) -> dict[Sequence, list[int]]:
+        """Return the tokens to verify beside the chunks, with room in the cache for them."""
+        if self.speculation is None:
+            return {}
+        ends = [c.sequence for c in chunks if c.sequence.computed + c.count == len(c.sequence.tokens)]
+        decodes = [sequence for sequence in ends if sequence.output_length]
+        tokens = sum(chunk.count for chunk in chunks)
+        room = min(self.scheduler.token_budget - tokens, self.executor.max_seqs - len(ends))
+        found = self.speculation.drafts(decodes, tokens, room) if decodes else {}
+        room_of = {sequence: self.scheduler.grow(sequence, len(draft)) for sequence, draft in found.items()}
+        return {sequence: found[sequence][:count] for sequence, count in room_of.items() if count}
+
+    def _time(self, chunks: Items[Chunk], drafts: Mapping[Sequence, list[int]], seconds: float) -> None:
+        """Learn from a step of decoding alone what a token more costs."""
+        if self.speculation is not None and all(chunk.count == 1 for chunk in chunks):
+            self.speculation.time.learn(len(chunks) + sum(map(len, drafts.values())), seconds)
+
+    def _batch(self, chunks: Items[Chunk], drafts: Mapping[Sequence, list[int]]) -> Batch:
         ids: list[int] = []
         positions: list[int] = []
         sequences: list[int] = []
@@ -103,12 +160,15 @@ class Core:
             if sequence.started_s is None:
                 sequence.started_s = now
             slot, start = self._update_table(sequence), sequence.computed
+            draft = drafts.get(sequence, [])
             seqs, blocks = max(seqs, slot + 1), max(blocks, len(sequence.pages))
             ids += sequence.tokens[start : start + count]
+            ids += draft
+            count += len(draft)
             positions += range(start, start + count)
             sequences += [slot] * count
-            if start + count == len(sequence.tokens):
-                rows.append(len(ids) - 1)
+            if start + count == len(sequence.tokens) + len(draft):
+                rows += range(len(ids) - 1 - len(draft), len(ids))
         return Batch(
             input_ids=np.array(ids, np.int32),
             positions=np.array(positions, np.int32),

@@ -1,16 +1,10 @@
-"""The engine: text in, text out, for many callers at once, synchronous or asynchronous.
-
-Whoever waits for an answer drives the steps, until `start` hands that to a thread of the engine's own.
-"""
+"""The engine: text in, text out, for many callers at once, synchronous or asynchronous."""
 
 import os
-import threading
-from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from collections.abc import Sequence as Items
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self, Unpack
@@ -18,13 +12,15 @@ from typing import Self, Unpack
 from tokc.errors import ArtifactRefused, RequestRefused
 from tokc.runtime.artifact import Artifact
 from tokc.runtime.chat import ChatTemplate, Message
-from tokc.runtime.core import Core, Event
+from tokc.runtime.core import Core
 from tokc.runtime.counters import Counters, Gauges
+from tokc.runtime.engine_loop import EngineLoop
 from tokc.runtime.executors.base import Executor
 from tokc.runtime.executors.table import executor_for
 from tokc.runtime.generation_config import GenerationConfig
 from tokc.runtime.request import Request
 from tokc.runtime.sequence import Delta, Result, SamplingOptions, SamplingParams, Sequence
+from tokc.runtime.speculation import named_speculation
 from tokc.runtime.tokenizer import Tokenizer
 
 Prompt = str | Items[int]
@@ -54,13 +50,7 @@ class Engine:
         self.defaults = defaults or SamplingParams()
         self.eos_ids = frozenset(eos_ids)
         self._core = core or Core(executor)
-        self._requests: dict[Sequence, Request] = {}
-        self._inbox: deque[Callable[[], None]] = deque()
-        self._step_lock = threading.Lock()
-        self._news = threading.Condition()
-        self._thread: threading.Thread | None = None
-        self._closing = False
-        self._failure: BaseException | None = None
+        self._loop = EngineLoop(self._core)
 
     @classmethod
     def open(
@@ -70,17 +60,18 @@ class Engine:
         threads: int | None = None,
         kv_bytes: int | None = None,
         verify: bool = True,
+        speculate: str | None = None,
     ) -> Self:
         """Load the artifact at `path`, or one that was begun, and return when it was found to be whole.
 
-        `threads` and `kv_bytes` None leave the choice to the executor.
-        Raises: ArtifactRefused.
+        `threads` and `kv_bytes` None leave the choice to the executor; `speculate` is one of SPECULATIONS.
+        Raises: ArtifactRefused; RequestRefused for an unknown kind of speculation.
         """
         artifact = (
             path if isinstance(path, Artifact) else Artifact.open(path, verify=False).begin(verify=verify)
         )
         try:
-            engine = cls._assemble(artifact, threads, kv_bytes)
+            engine = cls._assemble(artifact, threads, kv_bytes, speculate)
         except Exception:
             artifact.finish()  # a damaged file explains it better
             raise
@@ -92,14 +83,19 @@ class Engine:
         return engine
 
     @classmethod
-    def _assemble(cls, artifact: Artifact, threads: int | None, kv_bytes: int | None) -> Self:
+    def _assemble(
+        cls, artifact: Artifact, threads: int | None, kv_bytes: int | None, speculate: str | None
+    ) -> Self:
+        speculation = None if speculate is None else named_speculation(speculate)
         tokenizer = Tokenizer.of(artifact)
         template = artifact.read_text("chat_template.jinja")
         model = artifact.manifest.model
         generation = GenerationConfig.parse(artifact.read_text("generation_config.json"))
+        executor = executor_for(artifact, threads=threads, kv_bytes=kv_bytes)
         return cls(
-            executor_for(artifact, threads=threads, kv_bytes=kv_bytes),
+            executor,
             tokenizer,
+            core=Core(executor, speculation=speculation),
             name=artifact.manifest.name,
             eos_ids=[*model.eos_token_ids, *generation.eos_token_ids],
             chat_template=None if template is None else ChatTemplate(template, model.special_tokens),
@@ -123,12 +119,17 @@ class Engine:
     def gauges(self) -> Gauges:
         """Return the state of this moment, requests not yet seen by a step among the waiting."""
         gauges = self._core.gauges
-        return gauges._replace(waiting=gauges.waiting + len(self._inbox))
+        return gauges._replace(waiting=gauges.waiting + self._loop.unseen)
 
     @property
     def context_length(self) -> int:
         """Return the most tokens, prompt and answer together, that one request can have."""
         return self._core.longest
+
+    @property
+    def failure(self) -> BaseException | None:
+        """Return what ended the engine's thread; every request is refused from then on."""
+        return self._loop.failure
 
     def generate(
         self, prompt: Prompt, params: SamplingParams | None = None, **options: Unpack[SamplingOptions]
@@ -146,13 +147,13 @@ class Engine:
         requests = [self.request(prompt, _merged(params, options)) for prompt in prompts]
         try:
             for request in requests:
-                self._submit(request)
+                self._loop.submit(request)
             for request in requests:
                 while not request.done:
                     request.deltas.clear()
-                    self._advance(request)
+                    self._loop.advance(request)
         finally:
-            self._abort(requests)
+            self._loop.abort(requests)
         return [request.result() for request in requests]
 
     def stream(
@@ -203,8 +204,10 @@ class Engine:
         """Return the answer to a conversation; cancelling the task aborts it."""
         return await self.agenerate(self.chat_prompt(messages), params, **options)
 
-    def chat_prompt(self, messages: Items[Message]) -> list[int]:
-        """Return the tokens of a conversation, up to where the answer begins.
+    def chat_prompt(
+        self, messages: Items[Message], *, add_generation_prompt: bool = True, **variables: object
+    ) -> list[int]:
+        """Return the tokens of a conversation, up to where the answer begins; `variables` are the template's.
 
         Raises: RequestRefused if the model has no chat template or the template refuses the messages.
         """
@@ -212,32 +215,50 @@ class Engine:
             raise RequestRefused("the model has no chat template", hint="use a plain prompt")
         if not messages:
             raise RequestRefused("the conversation is empty", where="messages")
-        text = self.chat_template.render(messages)
+        text = self.chat_template.render(messages, add_generation_prompt=add_generation_prompt, **variables)
         return self.tokenizer.encode(text, add_special_tokens=False)
 
     async def follow(self, request: Request) -> AsyncGenerator[Delta, None]:
         """Run a request and yield its deltas; leaving early aborts it."""
+        async with aclosing(self.follow_all([request])) as deltas:
+            async for _, delta in deltas:
+                yield delta
+
+    async def follow_all(self, requests: Items[Request]) -> AsyncGenerator[tuple[int, Delta], None]:
+        """Run requests together and yield (index, delta) as they come; leaving early aborts all.
+
+        Raises: EngineStopped if one of them fails.
+        """
         import asyncio
 
         loop, ready = asyncio.get_running_loop(), asyncio.Event()
 
         def notify() -> None:
-            with suppress(RuntimeError):  # the loop was closed while the request ran
+            with suppress(RuntimeError):  # the event loop was closed while the request ran
                 loop.call_soon_threadsafe(ready.set)
 
-        request.notify = notify
         self.start()
         try:
-            self._submit(request)
-            while not (request.done and not request.deltas):
-                if not request.deltas:
+            for request in requests:
+                request.notify = notify
+                self._loop.submit(request)
+            going = list(enumerate(requests))
+            while going:
+                ready.clear()
+                still = []
+                for index, request in going:
+                    done = request.done  # read first: once it is true, every delta is there
+                    while request.deltas:
+                        yield index, request.deltas.popleft()
+                    if done:
+                        request.check()
+                    else:
+                        still.append((index, request))
+                going = still
+                if going:
                     await ready.wait()
-                    ready.clear()
-                while request.deltas:
-                    yield request.deltas.popleft()
-            request.check()
         finally:
-            self._abort([request])
+            self._loop.abort(requests)
 
     def prepare(self) -> None:
         """Do now what a first chat would have to wait for; a server does so before it serves.
@@ -250,51 +271,24 @@ class Engine:
 
     def start(self) -> None:
         """Let a thread of the engine's own drive the steps from now on."""
-        with self._news:
-            if self._thread is None and not self._closing:
-                self._thread = threading.Thread(target=self._serve, name="tokc-engine", daemon=True)
-                self._thread.start()
+        self._loop.start()
 
     def close(self) -> None:
         """Abort what runs, stop the thread and close the executor; calling it again is allowed."""
-        with self._news:
-            self._closing = True
-            self._news.notify_all()
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join()
-        with self._step_lock:
-            self._fail(RequestRefused("the engine was closed"))
-            self.executor.close()
+        self._loop.close()
+        self.executor.close()
 
     def step(self) -> int:
         """Do one step for all requests and return how many tokens it made."""
-        with self._step_lock:
-            return self._step()
+        return self._loop.step()
 
-    def _step(self) -> int:
-        while self._inbox:
-            self._inbox.popleft()()
-        try:
-            events = self._core.step()
-        except BaseException as error:
-            self._fail(error)
-            raise
-        for event in events:
-            self._deliver(event)
-        return len(events)
-
-    def _deliver(self, event: Event) -> None:
-        request = self._requests.get(event.sequence)
-        if request is None:
-            return
-        request.receive(event)
-        if request.done:
-            del self._requests[event.sequence]
-            self._core.finish(event.sequence)
-
-    def request(self, prompt: Prompt, params: SamplingParams) -> Request:
+    def request(
+        self, prompt: Prompt, params: SamplingParams, *, cache_salt: bytes = b"", priority: int = 0
+    ) -> Request:
         """Check a request, for `follow`.
 
+        It shares cached beginnings with requests of the same `cache_salt` only. A lower `priority` is served
+        earlier; waiting makes up for it.
         Raises: RequestRefused if the prompt is empty or longer than the context.
         """
         tokens = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
@@ -309,96 +303,34 @@ class Engine:
                 hint="shorten it, or build with a larger --context",
             )
         vocab = self.executor.vocab_size
-        wrong = next((token for token in (*tokens, *params.logit_bias) if not 0 <= token < vocab), None)
-        if wrong is not None:
-            raise RequestRefused(
-                f"token {wrong} is not in the vocabulary of {vocab}", where="prompt or logit_bias"
-            )
+        for where, ids in (
+            ("prompt", tokens),
+            ("logit_bias", params.logit_bias),
+            ("stop_token_ids", params.stop_token_ids),
+        ):
+            wrong = next((token for token in ids if not 0 <= token < vocab), None)
+            if wrong is not None:
+                raise RequestRefused(f"token {wrong} is not in the vocabulary of {vocab}", where=where)
         seed = int.from_bytes(os.urandom(SEED_BYTES)) >> 1 if params.seed is None else params.seed
         sequence = Sequence(tokens, params, seed=seed, last_output=min(params.max_tokens or room, room))
-        if not params.ignore_eos:
-            sequence.eos_ids = self.eos_ids
+        sequence.eos_ids = frozenset(params.stop_token_ids) | (
+            frozenset() if params.ignore_eos else self.eos_ids
+        )
+        sequence.cache_salt, sequence.priority = cache_salt, priority
         return Request(sequence, self.tokenizer)
 
-    def _submit(self, request: Request) -> None:
-        def enter() -> None:
-            self._requests[request.sequence] = request
-            self._core.add(request.sequence)
-
-        self._post(enter)
-
-    def _abort(self, requests: Items[Request]) -> None:
-        """Give back the pages of requests that did not end; a step that is running is not waited for."""
-        with self._news:
-            self._inbox.extend(partial(self._drop, request) for request in requests if not request.done)
-            self._news.notify_all()
-        if self._thread is None and self._step_lock.acquire(blocking=False):
-            try:
-                while self._inbox:
-                    self._inbox.popleft()()
-            finally:
-                self._step_lock.release()
-
-    def _drop(self, request: Request) -> None:
-        if self._requests.pop(request.sequence, None) is not None:
-            self._core.finish(request.sequence)
-            request.abort()
-
-    def _post(self, action: Callable[[], None]) -> None:
-        with self._news:
-            if self._closing:
-                raise RequestRefused("the engine is closed")
-            if self._failure is not None:
-                raise RequestRefused(f"the engine failed: {self._failure}") from self._failure
-            self._inbox.append(action)
-            if self._thread is not None:
-                self._news.notify_all()
-
     def _stream(self, request: Request) -> Iterator[Delta]:
-        self._submit(request)
+        self._loop.submit(request)
         try:
             while True:
                 while request.deltas:
                     yield request.deltas.popleft()
                 if request.done:
                     break
-                self._advance(request)
+                self._loop.advance(request)
             request.check()
         finally:
-            self._abort([request])
-
-    def _advance(self, request: Request) -> None:
-        """Wait for news of a request: make a step, unless the engine's thread does."""
-        if self._thread is not None:
-            with self._news:
-                self._news.wait_for(lambda: request.done or request.deltas or self._closing, timeout=1)
-            return
-        with self._step_lock:
-            if not request.done and not request.deltas:
-                self._step()
-
-    def _serve(self) -> None:
-        while True:
-            with self._news:
-                self._news.wait_for(lambda: self._closing or self._inbox or not self._core.idle)
-                if self._closing:
-                    return
-            try:
-                self.step()
-            except BaseException as error:
-                self._failure = error
-                return
-            with self._news:
-                self._news.notify_all()
-
-    def _fail(self, error: BaseException) -> None:
-        """End every request with an error."""
-        while self._inbox:
-            self._inbox.popleft()()
-        for sequence, request in list(self._requests.items()):
-            self._core.finish(sequence)
-            request.fail(error)
-        self._requests.clear()
+            self._loop.abort([request])
 
 
 def _merged(params: SamplingParams | None, options: SamplingOptions) -> SamplingParams:

@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Callable
 
-from tokc.errors import RequestRefused
+from tokc.errors import EngineStopped
 from tokc.runtime.core import Event
 from tokc.runtime.sequence import Delta, FinishReason, Logprob, Result, Sequence
 from tokc.runtime.tokenizer import StopFilter, TextStream, Tokenizer
@@ -22,6 +22,7 @@ class Request:
         self._text = TextStream(tokenizer, sequence.tokens)
         self._stop = StopFilter(sequence.params.stop)
         self._pieces: list[str] = []
+        self._received = 0
         self._logprobs: list[Logprob] = []
 
     @property
@@ -31,14 +32,17 @@ class Request:
 
     def receive(self, event: Event) -> None:
         """Add one token; a stop string may end the request."""
-        sequence = self.sequence
-        reason = sequence.finish_reason
+        sequence, reason = self.sequence, event.finish_reason
+        self._received += 1
         text = "" if reason == "stop" else self._text.push(event.token)
         if reason is not None:
             text += self._text.finish()
-        text = self._stop.push(text)
+        if self._received > sequence.params.min_tokens:
+            text = self._stop.push(text)
         if self._stop.stopped:
             reason = sequence.finish_reason = "stop"
+            # A draft that held may have made more tokens in the same step.
+            del sequence.tokens[sequence.prompt_length + self._received :]
         elif reason is not None:
             text += self._stop.finish()
         self._pieces.append(text)
@@ -61,7 +65,7 @@ class Request:
     def check(self) -> None:
         """Raise what ended the request, if it was an error."""
         if self.error is not None:
-            raise RequestRefused(f"the request failed: {self.error}") from self.error
+            raise EngineStopped(f"the request failed: {self.error}") from self.error
 
     def result(self) -> Result:
         """Return the whole answer of a request that is done."""

@@ -69,9 +69,13 @@ def log_probabilities(logits: Float32s, token: int, top: int) -> Logprob:
 def _choose(logits: Float32s, sequence: Sequence) -> Choice:
     params = sequence.params
     scores = logits
-    if params.adjusts:
+    too_early = sequence.output_length < params.min_tokens and bool(sequence.eos_ids)
+    if params.adjusts or too_early:
         scores = logits.copy()
+    if params.adjusts:
         _penalties(sequence).adjust(scores)
+    if too_early:
+        scores[list(sequence.eos_ids)] = -np.inf
     if params.temperature == 0:
         token = int(scores.argmax())
     else:

@@ -1,15 +1,18 @@
 """Decides which tokens the next step computes.
 
-First come, first served. Sequences that decode come first in a step, then prompts, in chunks, until the
-token budget is used up; then waiting sequences are admitted. When pages run out the newest sequence gives
-its pages back and waits at the head of the queue to be computed again, so the oldest always moves on.
+First come, first served, where one step of priority is worth `ageing_s` seconds of waiting: so a sequence is
+overtaken only by those that come within a bounded time after it. Sequences that decode come first in a step, then prompts, in chunks, until the
+token budget is used up; then waiting sequences are admitted. When pages run out the last sequence in this
+order gives its pages back and waits to be computed again, so the first always moves on.
 """
 
-from collections import deque
+from bisect import insort
 from dataclasses import dataclass
 
 from tokc.runtime.block_manager import BlockManager, extend_digests
 from tokc.runtime.sequence import Sequence
+
+AGEING_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,10 +24,16 @@ class Chunk:
 
 
 class Scheduler:
-    """Keeps the waiting and the running sequences, both in order of arrival."""
+    """Keeps the waiting and the running sequences, both in the order in which they are served."""
 
     def __init__(
-        self, blocks: BlockManager, *, max_seqs: int, token_budget: int, prefix_cache: bool = True
+        self,
+        blocks: BlockManager,
+        *,
+        max_seqs: int,
+        token_budget: int,
+        prefix_cache: bool = True,
+        ageing_s: float = AGEING_S,
     ) -> None:
         """Bound a step to `token_budget` tokens and the running sequences to `max_seqs`."""
         assert token_budget >= 1, "a step must compute at least one token"
@@ -33,7 +42,8 @@ class Scheduler:
         self.max_seqs = min(max_seqs, token_budget)
         self.token_budget = token_budget
         self.prefix_cache = prefix_cache
-        self.waiting: deque[Sequence] = deque()
+        self.ageing_s = ageing_s
+        self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self.preemptions = 0
         self._arrivals = 0
@@ -43,7 +53,7 @@ class Scheduler:
         """Queue a sequence; it must fit the cache when alone."""
         sequence.arrival = self._arrivals
         self._arrivals += 1
-        self.waiting.append(sequence)
+        insort(self.waiting, sequence, key=self._rank)
 
     def remove(self, sequence: Sequence) -> None:
         """Take a sequence out, finished or not, and give its pages back; one that is not here is ignored."""
@@ -76,10 +86,20 @@ class Scheduler:
         sequence.computed += chunk.count
         full = sequence.computed // self.blocks.page_size
         if self.prefix_cache and full > sequence.sealed:
-            extend_digests(sequence.digests, sequence.tokens, self.blocks.page_size)
+            extend_digests(sequence.digests, sequence.tokens, self.blocks.page_size, sequence.cache_salt)
             for index in range(sequence.sealed, full):
                 self.blocks.seal(sequence.pages[index], sequence.digests[index])
             sequence.sealed = full
+
+    def grow(self, sequence: Sequence, count: int) -> int:
+        """Allocate pages for up to `count` tokens behind a sequence's own; return for how many there is room.
+
+        Nobody is preempted for them, and every running sequence is left a page to go on with.
+        """
+        missing = self._pages_for(len(sequence.tokens) + count) - len(sequence.pages)
+        for _ in range(min(missing, self.blocks.available - len(self.running))):
+            sequence.pages.append(self.blocks.allocate())
+        return min(count, len(sequence.pages) * self.blocks.page_size - len(sequence.tokens))
 
     def _decodes_first(self) -> list[Sequence]:
         decodes = [s for s in self.running if len(s.tokens) - s.computed == 1]
@@ -95,7 +115,7 @@ class Scheduler:
             victim = self.running.pop()
             unscheduled += counts.pop(victim, 0)
             self._give_back(victim)
-            self.waiting.appendleft(victim)
+            insort(self.waiting, victim, key=self._rank)
             self.preemptions += 1
             if victim is sequence:
                 assert self.running, "a sequence was admitted that does not fit the cache alone"
@@ -109,7 +129,7 @@ class Scheduler:
             sequence = self.waiting[0]
             if not self._start(sequence):
                 return
-            self.waiting.popleft()
+            del self.waiting[0]
             count = min(len(sequence.tokens) - sequence.computed, budget)
             counts[sequence] = count
             budget -= count
@@ -121,7 +141,7 @@ class Scheduler:
         reused: list[int] = []
         if self.prefix_cache:
             page = self.blocks.page_size
-            extend_digests(sequence.digests, sequence.tokens, page)
+            extend_digests(sequence.digests, sequence.tokens, page, sequence.cache_salt)
             # At least one token must be computed, for its logits.
             reused = self.blocks.find(sequence.digests[: (len(sequence.tokens) - 1) // page])
         missing = self._pages_for(len(sequence.tokens)) - len(reused)
@@ -134,13 +154,14 @@ class Scheduler:
         if sequence.cached_tokens is None:
             sequence.cached_tokens = sequence.computed
         sequence.slot = self._slots.pop()
-        self.running.append(sequence)
+        insort(self.running, sequence, key=self._rank)
         return True
 
     def _promised(self) -> int:
         """Return the pages that running sequences still need for their tokens, and one more each to go on."""
         return sum(
-            self._pages_for(len(sequence.tokens)) - len(sequence.pages) + 1 for sequence in self.running
+            max(self._pages_for(len(sequence.tokens)) - len(sequence.pages) + 1, 0)
+            for sequence in self.running
         )
 
     def _give_back(self, sequence: Sequence) -> None:
@@ -153,6 +174,10 @@ class Scheduler:
         self._slots.append(sequence.slot)
         self._slots.sort(reverse=True)
         sequence.slot = None
+
+    def _rank(self, sequence: Sequence) -> tuple[float, int]:
+        """Return the place in the order: it never changes, since all that wait age alike."""
+        return sequence.submitted_s + sequence.priority * self.ageing_s, sequence.arrival
 
     def _pages_for(self, tokens: int) -> int:
         return -(-tokens // self.blocks.page_size)

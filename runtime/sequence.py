@@ -29,7 +29,9 @@ class SamplingOptions(TypedDict, total=False):
     seed: int | None
     logprobs: int | None
     stop: Items[str]
+    stop_token_ids: Items[int]
     ignore_eos: bool
+    min_tokens: int
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,9 @@ class SamplingParams:
     `max_tokens` None runs to the end of the context; `temperature` 0 is greedy; `top_k` None, `top_p` 1 and
     `min_p` 0 are off; `seed` None draws one. `logprobs` is how many alternatives to report a token (0: the
     chosen one only, None: nothing); they are the model's own, before penalties and temperature. The text
-    ends before the first of the `stop` strings. Penalties: `repetition` multiplies over prompt and output,
-    `presence` and `frequency` subtract over the output.
+    ends before the first of the `stop` strings. `stop_token_ids` end an answer as the model's own end does,
+    also with `ignore_eos`; nothing but `max_tokens` ends it in its first `min_tokens` tokens. Penalties:
+    `repetition` multiplies over prompt and output, `presence` and `frequency` subtract over the output.
     Raises: RequestRefused naming the field that is out of range.
     """
 
@@ -56,7 +59,9 @@ class SamplingParams:
     seed: int | None = None
     logprobs: int | None = None
     stop: Items[str] = ()
+    stop_token_ids: Items[int] = ()
     ignore_eos: bool = False
+    min_tokens: int = 0
 
     def __post_init__(self) -> None:
         # To a type checker a lone text is a row of characters; each of them would end the answer.
@@ -71,6 +76,11 @@ class SamplingParams:
             ("presence_penalty", "between -2 and 2", abs(self.presence_penalty) <= 2),
             ("frequency_penalty", "between -2 and 2", abs(self.frequency_penalty) <= 2),
             ("logprobs", f"between 0 and {MAX_LOGPROBS}", 0 <= (self.logprobs or 0) <= MAX_LOGPROBS),
+            (
+                "min_tokens",
+                "at least 0 and at most max_tokens",
+                0 <= self.min_tokens <= (self.max_tokens or self.min_tokens),
+            ),
             ("stop", "a row of texts, none empty", all(self.stop)),
         )
         for name, expected, holds in rules:
@@ -90,7 +100,7 @@ class SamplingParams:
     @property
     def plain_greedy(self) -> bool:
         """Say whether the token is simply the largest logit and nothing else is asked."""
-        return self.temperature == 0 and self.logprobs is None and not self.adjusts
+        return self.temperature == 0 and self.logprobs is None and self.min_tokens == 0 and not self.adjusts
 
 
 class Logprob(NamedTuple):
@@ -146,6 +156,7 @@ class Sequence:
 
     __slots__ = (
         "arrival",
+        "cache_salt",
         "cached_tokens",
         "computed",
         "digests",
@@ -157,6 +168,7 @@ class Sequence:
         "pages",
         "params",
         "penalties",
+        "priority",
         "prompt_length",
         "sealed",
         "seed",
@@ -176,6 +188,8 @@ class Sequence:
         self.last_output = last_output
         self.eos_ids: frozenset[int] = frozenset()
         self.arrival = -1
+        self.cache_salt = b""
+        self.priority = 0
         self.pages: list[int] = []
         self.digests: list[bytes] = []
         self.sealed = 0

@@ -21,8 +21,8 @@ def compile(  # noqa: A001 - the field's word for it, and re.compile's precedent
     """Build `model` for `target` and return the artifact's folder.
 
     `model` is a Hugging Face folder or a GGUF file; `passes` a pipeline as text, None for the target's
-    default at `dtype` (int4, int8, f16, f32); `kv_dtype` f32, f16 or int8; `context` in tokens; `out` defaults
-    to NAME.tokc here.
+    default at `dtype` (int4, int8, f16, f32); `kv_dtype` f32, f16 or int8; `context` in tokens; `out`
+    defaults to NAME.tokc here.
     Raises: TokcError.
     """
     from tokc.compiler import Request, build, default_out, precision
@@ -38,9 +38,16 @@ def compile(  # noqa: A001 - the field's word for it, and re.compile's precedent
     return build(request, Path(out) if out is not None else default_out(request.model)).artifact
 
 
-def load(path: str | Path, *, threads: int | None = None, kv_bytes: int | None = None) -> "Engine":
+def load(
+    path: str | Path,
+    *,
+    threads: int | None = None,
+    kv_bytes: int | None = None,
+    speculate: str | None = None,
+) -> "Engine":
     """Load an artifact; `threads` None takes every usable core, `kv_bytes` None a size that fits the machine.
 
+    `speculate` "ngram" drafts tokens from the text so far; the answers are the same.
     Raises: ArtifactRefused.
     """
     from tokc.runtime.artifact import Artifact
@@ -50,4 +57,4 @@ def load(path: str | Path, *, threads: int | None = None, kv_bytes: int | None =
     with quick_imports():
         from tokc.runtime.engine import Engine
 
-    return Engine.open(artifact, threads=threads, kv_bytes=kv_bytes)
+    return Engine.open(artifact, threads=threads, kv_bytes=kv_bytes, speculate=speculate)

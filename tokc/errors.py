@@ -7,6 +7,7 @@ TokcError                 the command cannot go on; exit code 1
   TargetRefused           the target cannot run this program, or is not known
   ArtifactRefused         the artifact is damaged, of another schema, or for another machine
   RequestRefused          a request to the runtime is out of range
+  EngineStopped           the engine failed or was closed while a request ran
   UnknownOption           an option's value is not one that it accepts; exit code 2
   GateNotMet              a stated limit was not met; exit code 3
 """
@@ -53,6 +54,10 @@ class ArtifactRefused(TokcError):
 
 class RequestRefused(TokcError):
     """Report a request to the runtime that is out of range."""
+
+
+class EngineStopped(TokcError):
+    """Report an engine that failed or was closed while a request ran."""
 
 
 class UnknownOption(TokcError):

@@ -45,8 +45,14 @@ class HashModel:
         max_tokens: int = 16,
         max_seqs: int = 8,
         context_length: int = 64,
+        memory: int | None = None,
     ) -> None:
-        """Make a cache of numbers that were never written."""
+        """Make a cache of numbers that were never written.
+
+        With `memory` a token depends on so many tokens before it and not on where they are, so that the
+        text soon repeats itself.
+        """
+        self.memory = memory
         self.vocab_size, self.page_size, self.num_pages = vocab_size, page_size, num_pages
         self.max_tokens, self.max_seqs, self.context_length = max_tokens, max_seqs, context_length
         self.cache: npt.NDArray[np.object_] = np.full((num_pages, page_size), None, object)
@@ -64,7 +70,7 @@ class HashModel:
             batch.input_ids.tolist(), batch.positions.tolist(), batch.sequences.tolist(), strict=True
         ):
             page = batch.block_tables[row, position // self.page_size]
-            self.cache[page, position % self.page_size] = _entry(token, position)
+            self.cache[page, position % self.page_size] = _entry(token, 0 if self.memory else position)
         return np.stack(
             [_logits(self._read(batch, index), self.vocab_size) for index in batch.logit_rows.tolist()]
             or [np.zeros(self.vocab_size, np.float32)]
@@ -76,7 +82,8 @@ class HashModel:
 
     def _read(self, batch: Batch, index: int) -> int:
         state, row = 0, batch.sequences[index]
-        for position in range(int(batch.positions[index]) + 1):
+        last = int(batch.positions[index])
+        for position in range(max(0, last + 1 - self.memory) if self.memory else 0, last + 1):
             page = batch.block_tables[row, position // self.page_size]
             entry = self.cache[page, position % self.page_size]
             assert entry is not None, f"slot {position % self.page_size} of page {page} was never written"

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 Artifact = Annotated[Path, typer.Argument(help="A NAME.tokc folder.", show_default=False)]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads. [default: every core]")]
 
+Speculate = Annotated[
+    str | None, typer.Option(help="Draft tokens to verify several a step: ngram. The answers are the same.")
+]
+
 
 def run(
     artifact: Artifact,
@@ -27,6 +31,7 @@ def run(
     top_p: Annotated[float, typer.Option(help="Keep the likeliest tokens of this mass.")] = 1.0,
     seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
     threads: Threads = None,
+    speculate: Speculate = None,
 ) -> None:
     """Chat with a model, or answer one prompt. Ctrl-C stops an answer; /quit ends."""
     import tokc
@@ -34,7 +39,7 @@ def run(
 
     params = SamplingParams(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
     first: list[Message] = [] if system is None else [{"role": "system", "content": system}]
-    with tokc.load(artifact, threads=threads) as engine:
+    with tokc.load(artifact, threads=threads, speculate=speculate) as engine:
         if prompt is not None:
             _answer(engine, [*first, {"role": "user", "content": prompt}], params)
         else:

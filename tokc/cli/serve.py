@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from tokc.cli.console import needs_extra
+from tokc.cli.run import Speculate
 
 
 def serve(
@@ -17,6 +18,7 @@ def serve(
     ] = 8000,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads. [default: every core]")] = None,
     kv_mb: Annotated[int | None, typer.Option(min=1, help="Megabytes for the cache.")] = None,
+    speculate: Speculate = None,
 ) -> None:
     """Serve a model: /v1/chat/completions, /v1/completions, /v1/models, /health, /metrics."""
     import tokc
@@ -26,6 +28,6 @@ def serve(
 
         from tokc.runtime.server.app import create_app
     kv_bytes = None if kv_mb is None else kv_mb * 1_000_000
-    with tokc.load(artifact, threads=threads, kv_bytes=kv_bytes) as engine:
+    with tokc.load(artifact, threads=threads, kv_bytes=kv_bytes, speculate=speculate) as engine:
         engine.prepare()
         uvicorn.run(create_app(engine), host=host, port=port, log_level="info")
