@@ -1,4 +1,4 @@
-"""Who makes the steps: whoever waits for an answer, until `start` hands that to a thread of the engine's own."""
+"""Who makes the steps: whoever waits for an answer, until `start` hands that to a thread of its own."""
 
 import threading
 from collections import deque
