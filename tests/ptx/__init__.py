@@ -13,8 +13,8 @@ What a launch checks, each with a `Fault` that names the line of PTX, the source
 
 Numbers: every operation is rounded once, to nearest even, in the type that the instruction names; a matrix
 product adds its terms to the accumulator one by one in the order of k, in f32 (integers: in s32). A GPU adds
-the terms of one instruction in an order and precision of its own, so bits may differ. The `.approx`
-instructions (ex2, rsqrt, ...) are computed to within a rounding of f32, closer than a GPU does.
+the terms of one instruction in an order and precision of its own (fewer bits for fp8), so bits may differ.
+The `.approx` instructions (ex2, rsqrt, ...) are computed to within a rounding of f32, closer than a GPU does.
 
 Source: PTX ISA 9.x, NVIDIA.
 """

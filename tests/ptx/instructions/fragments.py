@@ -4,7 +4,7 @@ Lane l of a warp is in group g = l / 4, at t = l % 4. A register holds e neighbo
 of B, or of a row of C and D. Source: PTX ISA, "Matrix Fragments for mma.m16n8k16" and its siblings.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import ml_dtypes
 import numpy as np
@@ -70,9 +70,6 @@ def accumulate(total: Array, a: Array, b: Array) -> Array:
     for index in range(a.shape[-1]):
         found += a[..., index, None] * b[..., index, None, :]
     return found
-
-
-Places = Callable[[int], tuple[Array, Array]]
 
 
 def accumulator_places(index: int) -> tuple[Array, Array]:

@@ -14,17 +14,20 @@ from tests.ptx.compile import Compiler
 from tests.targets.gpu import (
     test_elementwise,
     test_embedding,
+    test_fp8_linear,
     test_gated_activation,
     test_gather_rows,
+    test_int8_linear,
     test_linear,
     test_paged_attention,
     test_rms_norm,
     test_rope_write_kv,
 )
-from tests.targets.gpu.interpreted import Array
+from tests.targets.gpu.interpreted import Array, info
 from tests.targets.gpu.ptx.emulated import emulate
 from tokc.targets.gpu.kernel import Kernel
 from tokc.targets.gpu.kernels.elementwise import Add
+from tokc.targets.gpu.kernels.fp8_linear import Fp8Linear
 from tokc.targets.gpu.kernels.linear import Tile
 
 ARCHITECTURES = ("sm_80", "sm_90")
@@ -35,6 +38,7 @@ CASES = (
     test_embedding,
     test_gated_activation,
     test_gather_rows,
+    test_int8_linear,
     test_linear,
     test_paged_attention,
     test_rms_norm,
@@ -153,3 +157,20 @@ def test_attention_in_both_forms(launches: Launches, dtype: str) -> None:
     assert launches.counts[-1].moved_bytes <= MOVED * least
     np.testing.assert_array_equal(step.run(narrow, step.tiles(narrow.tile)), found)
     assert launches.uses_warpgroups() == (launches.architecture == "sm_90")
+
+
+def test_products_of_int8(launches: Launches) -> None:
+    test_int8_linear.test_it_computes_the_product_and_leaves_rows_past_the_count(80, 336, "f16", bias=True)
+    assert launches.counts[-1].matrix > 0
+
+
+@pytest.mark.parametrize(("architecture", "in_blocks"), [("sm_89", False), ("sm_90", False), ("sm_90", True)])
+def test_products_of_fp8(compiled: Compiler, architecture: str, in_blocks: bool) -> None:
+    kernel = Fp8Linear(144, 336, True, 352, "f16", in_blocks=in_blocks)
+    arrays, wanted = test_fp8_linear.inputs(kernel, "fp8e4nv", 19)
+    y = np.full((19, 144), 7, np.float16)
+    given = arrays | {"info": info(tokens=18), "y": y}
+    counts = emulate(kernel, compiled(kernel, architecture), given, {"tokens": 19})
+    np.testing.assert_allclose(y[:18], wanted[:18], rtol=1e-3, atol=1e-3 * np.abs(wanted).max())
+    assert (y[18:] == 7).all()
+    assert counts.matrix > 0
