@@ -68,7 +68,10 @@ class Tile:
 
 @dataclass(frozen=True, kw_only=True)
 class PagedAttention:
-    """One form, wide or narrow, of an attention; `shape` None takes the one of `default_tile`.
+    """One form, wide or narrow, of an attention.
+
+    `shape` None takes the one of `default_tile` for `architecture`, as the target spells it; "" stands for
+    any of NVIDIA's up to sm_90.
 
     Arguments: q, cache_key, cache_value, [key_scale, value_scale], positions, sequences, block_tables,
     query_tiles, [tree], info, then y in a wide step; partials and statistics in a narrow one, of the shapes
@@ -91,6 +94,7 @@ class PagedAttention:
     wide: bool
     window: int = 0
     tree: bool = False
+    architecture: str = ""
     shape: Tile | None = None
     split: int = 0
     tensor_cores: bool = True
@@ -242,17 +246,28 @@ class PagedAttention:
 
 
 def default_tile(kernel: PagedAttention) -> Tile:
-    """Return a tile that every architecture holds; see the module's docstring for the rows."""
-    int8 = kernel.dtype == "int8"
-    least = 1 << (kernel.group - 1).bit_length()
-    if kernel.columns <= 64:
-        form = Tile(128, 64, 8, 5) if kernel.wide else Tile(64, 64, 4, 5)
-    elif kernel.columns == 128 and not int8:
-        form = Tile(128, 64, 8, 3) if kernel.wide else Tile(64, 64, 4, 3)
-    elif kernel.columns == 128:
-        form = Tile(128, 32, 8, 1) if kernel.wide else Tile(64, 32, 4, 3)
+    """Return a tile for the kernel's architecture; see the module's docstring for the rows a warp.
+
+    Chosen by compiling: none spills registers, but int8 heads of more than 128 columns in a wide step, and
+    gfx11 past 64 columns or with int8. Blackwell's accumulators pass through tensor memory, which
+    leaves no registers for a pipeline over wide heads.
+    """
+    int8, columns, arch = kernel.dtype == "int8", kernel.columns, kernel.architecture
+    rows = 128 if kernel.wide and columns <= 128 else 64
+    if arch.startswith("gfx11"):
+        form = Tile(rows, 32, rows // 16, 1)
+    elif arch.startswith("gfx"):
+        # A matrix instruction takes 32 rows here.
+        form = Tile(rows, 64 if columns <= (64 if int8 else 128) else 32, rows // 32, 1 if int8 else 2)
+        form = replace(form, warps=4) if columns > 128 else form
+    elif columns <= 64:
+        form = Tile(rows, 64, rows // 16, 5)
+    elif columns <= 128:
+        deep = 1 if arch == "sm_100" or (int8 and kernel.wide) else 3
+        form = Tile(rows, 32 if int8 else 64, rows // 16, deep)
     else:
-        form = Tile(64, 32, 8, 1 if int8 else 3)
+        form = Tile(rows, 32, 8, 1 if int8 or arch == "sm_100" else 3)
+    least = 1 << (kernel.group - 1).bit_length()
     return replace(form, rows=max(form.rows, least), block=max(form.block, kernel.page))
 
 

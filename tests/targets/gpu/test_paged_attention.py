@@ -9,7 +9,7 @@ import pytest
 
 from tests.targets.gpu.interpreted import info, interpret, products_in_order
 from tokc.errors import TargetRefused
-from tokc.targets.gpu.kernels.paged_attention import PagedAttention, Tile, split_tokens
+from tokc.targets.gpu.kernels.paged_attention import PagedAttention, Tile, default_tile, split_tokens
 
 PAGE = 16
 Tiles = Sequence[tuple[int, int]]
@@ -238,6 +238,32 @@ def test_splits_are_bounded_in_number_and_depend_on_the_context_alone() -> None:
         512,
         2048,
     ]
+
+
+@pytest.mark.parametrize("architecture", ["", "sm_100", "gfx942", "gfx1100"])
+@pytest.mark.parametrize("dtype", ["f16", "int8"])
+@pytest.mark.parametrize("dim", [64, 80, 128, 256])
+def test_both_forms_sum_blocks_of_one_size_and_rows_alike(dim: int, dtype: str, architecture: str) -> None:
+    forms = [
+        PagedAttention(
+            heads=36,
+            kv_heads=4,
+            head_dim=dim,
+            page=16,
+            dtype=dtype,
+            scale=0.1,
+            context=4096,
+            wide=wide,
+            architecture=architecture,
+        )
+        for wide in (True, False)
+    ]
+    tiles = [default_tile(form) for form in forms]
+    assert len({(tile.block, tile.rows // tile.warps) for tile in tiles}) == 1
+    assert all(
+        form.tile * 9 <= tile.rows < (form.tile + 1) * 9 for form, tile in zip(forms, tiles, strict=True)
+    )
+    assert len({form.symbol for form in forms}) == 2
 
 
 @pytest.mark.parametrize(
