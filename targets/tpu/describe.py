@@ -13,7 +13,7 @@ from tokc.errors import TargetRefused
 from tokc.ir.program import Program
 from tokc.targets.constants import array, quants
 from tokc.targets.nodes import integer, layer_of, required, split_widths
-from tokc.targets.tpu.sharding import shardings
+from tokc.targets.tpu.sharding import COLUMNS, ROWS, WHOLE, Shardings, shardings
 from tokc.targets.tpu.step import LANES, Attribute, Axes, Bucket, Cache, Node, Step, Weight
 
 SUPPORTED = frozenset(
@@ -25,6 +25,8 @@ SUPPORTED = frozenset(
 )
 GRID_READERS = frozenset({"QuantLinear", "QuantEmbedding", "BlockDequantize"})
 MATRIX_READERS = frozenset({"Linear", "MatMul", "Gather"})
+COPY = ".turned"  # ends the name of a table's copy that lies [k, n]
+_CUTS: Mapping[Axes, str] = {WHOLE: "whole", COLUMNS: "columns", ROWS: "rows"}
 SIGNED_ZERO = 8  # the zero point of uint4 codes that become int4 by subtracting it
 BATCH = ("positions", "sequences", "block_tables")
 FILE_DTYPES: Mapping[str, str] = {"float32": "f32", "float16": "f16", "int8": "i8", "bfloat16": "bf16"}
@@ -33,18 +35,29 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Platform:
-    """What differs between platforms: the dtypes, the row of attention, and how many chips."""
+    """What differs between platforms: the dtype of products, whose kernels, and how many chips.
+
+    `kernels` is "xla", or "pallas" for those that have one.
+    """
 
     name: str
     compute: str
-    attention: str
+    kernels: str = "xla"
     chips: int = 1
-    pad_heads: bool = False
 
     def cache_dtype(self, dtype: str) -> str:
         """Return JAX's name of a cache dtype; 16 bits are bfloat16 where products are."""
         short = "bfloat16" if self.compute == "bfloat16" else "float16"
         return {"f32": "float32", "f16": short, "int8": "int8"}[dtype]
+
+    def attention(self, cache_dtype: str) -> str:
+        """Return the row that attends; JAX's kernel knows no scales of single tokens."""
+        return self.kernels if cache_dtype == "bfloat16" else "xla"
+
+
+def tpu_platform(chips: int) -> Platform:
+    """Return the platform of so many chips of any TPU."""
+    return Platform("tpu", "bfloat16", "pallas", chips)
 
 
 @dataclass(frozen=True)
@@ -65,18 +78,22 @@ def describe(program: Program, platform: Platform, context: int, buckets: tuple[
     axes = shardings(program, platform.chips)
     cache = _cache(program, platform, context, cut=any(axes.attention))
     weights = [_Constant(value, platform) for value in program.graph.initializers.values() if _read(value)]
-    nodes = tuple(_node(node) for node in program.graph)
+    weights += [
+        _Constant(value, platform, copy=True) for value in _read_by_kernels_and_as_rows(program, platform)
+    ]
+    nodes = tuple(_node(node, platform, axes) for node in program.graph)
     config = program.config
     step = Step(
         platform=platform.name,
         compute=platform.compute,
-        attention=platform.attention,
+        attention=platform.attention(cache.dtype),
+        products=platform.kernels,
         chips=platform.chips,
         vocab=config.vocab,
         head_dim=config.head_dim,
         cache=cache,
         nodes=nodes,
-        weights=tuple(each.described(axes.weights.get(each.name, ())) for each in weights),
+        weights=tuple(each.described(axes.weights.get(str(each.value.name), ())) for each in weights),
         buckets=buckets,
         logits=str(program.graph.outputs[0].name),
     )
@@ -94,7 +111,7 @@ def _cache(program: Program, platform: Platform, context: int, *, cut: bool) -> 
     assert kv is not None, "a ragged program has a cache layout"
     dtype = platform.cache_dtype(kv.dtype)
     heads, dim = config.kv_heads, config.head_dim
-    if platform.pad_heads:
+    if platform.attention(dtype) == "pallas":
         dim = -(-dim // LANES) * LANES
         chips = platform.chips if cut else 1
         while not combined_heads_fit(heads // chips, 2):
@@ -115,7 +132,18 @@ def _transposed(value: ir.Value) -> bool:
     return all(op == "QuantLinear" and at in {1, 2, 3} for op, at in readers)
 
 
-def _node(node: ir.Node) -> Node:
+def _read_by_kernels_and_as_rows(program: Program, platform: Platform) -> list[ir.Value]:
+    """Return what both a product and an embedding read, of which kernels want a copy that lies [k, n]."""
+    if platform.kernels != "pallas":
+        return []
+    shared: dict[str, ir.Value] = {}
+    for node in program.graph:
+        if node.op_type == "QuantLinear" and not _transposed(required(node.inputs[1])):
+            shared |= {str(value.name): value for value in node.inputs[1:4] if value is not None}
+    return list(shared.values())
+
+
+def _node(node: ir.Node, platform: Platform, axes: Shardings) -> Node:
     """Return one op as data.
 
     Raises: TargetRefused if no row computes it.
@@ -132,7 +160,13 @@ def _node(node: ir.Node) -> Node:
         name: attribute.value for name, attribute in node.attributes.items() if name not in {"axis", "to"}
     }
     match node.op_type:
-        case "QuantLinear" | "QuantEmbedding" | "BlockDequantize":
+        case "QuantLinear":
+            attributes |= _grid(node)
+            attributes["cut"] = _CUTS[axes.weights.get(str(inputs[1]), WHOLE)]
+            if platform.kernels == "pallas" and not attributes["transposed"]:
+                attributes["transposed"] = True
+                inputs[1:4] = [name and f"{name}{COPY}" for name in inputs[1:4]]
+        case "QuantEmbedding" | "BlockDequantize":
             attributes |= _grid(node)
         case "Split":
             attributes = {"widths": list(split_widths(node))}
@@ -181,15 +215,16 @@ def _layer(node: ir.Node) -> int:
 class _Constant:
     """One constant of the program, on its way to the file."""
 
-    def __init__(self, value: ir.Value, platform: Platform) -> None:
+    def __init__(self, value: ir.Value, platform: Platform, *, copy: bool = False) -> None:
         self.value = value
-        self.name = str(value.name)
+        self.name = f"{value.name}{COPY}" if copy else str(value.name)
+        self.platform = platform
         assert value.const_value is not None, f"'{self.name}' is no constant"
         self.plain = tuple(int(extent) for extent in value.const_value.shape.numpy())
         readers = {(node.op_type, at) for node, at in value.uses()}
         ops = {op for op, _ in readers}
         self.grid = bool(ops & GRID_READERS) and len(self.plain) == 2
-        self.turned = self.grid and _transposed(value)
+        self.turned = copy or (self.grid and _transposed(value))
         self.signed = any(
             node.op_type in GRID_READERS and integer(node, "zero_point") == SIGNED_ZERO
             for node, _ in value.uses()
@@ -205,7 +240,7 @@ class _Constant:
                 return "int4"
             case ir.DataType.INT8:
                 return "int8"
-            case ir.DataType.FLOAT16 if self.grid:
+            case ir.DataType.FLOAT16 if self.grid and self.platform.kernels == "xla":
                 return "float16"
         return floats
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from tokc.errors import TargetRefused
 from tokc.ir.program import Program
+from tokc.targets.tpu.describe import describe, tpu_platform
 from tokc.targets.tpu.step import Step
 from tokc.targets.tpu.topologies import TOPOLOGIES, Topology
 
@@ -41,8 +42,6 @@ def refuse(
     program: Program, topology: Topology, fit: Fit, step: Step, *, said: str | None = None
 ) -> TargetRefused:
     """Return the error that names the size of the model and the smallest topology with room for it."""
-    from tokc.targets.tpu.describe import Platform, describe
-
     cache = step.cache.blocks * fit.page_bytes
     needs = fit.weight_bytes + cache + TEMPORARIES
     context = step.cache.blocks * step.cache.page
@@ -54,8 +53,7 @@ def refuse(
     for other in TOPOLOGIES.values():
         if other.chips * other.generation.hbm_bytes <= topology.chips * topology.generation.hbm_bytes:
             continue
-        platform = Platform("tpu", step.compute, step.attention, other.chips, pad_heads=True)
-        there = describe(program, platform, context, step.buckets).step
+        there = describe(program, tpu_platform(other.chips), context, step.buckets).step
         if fit_of(there, other).pages >= there.cache.blocks:
             hint = f"the smallest topology that fits is '{other.name}'"
             break

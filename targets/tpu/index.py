@@ -38,15 +38,14 @@ def verification(step: Step, info: TargetInfo) -> dict[str, str]:
         return {
             "function": "run: the build compares its answers with the program's in onnxruntime, see `lower` "
             "in quality.json; not with --no-check",
-            "attention": "run: plain XLA, as part of the function",
         }
-    attention = {
-        "pallas": "compiled for the topology; run against plain XLA in Pallas' interpreter in tokc's tests",
-        "xla": "compiled for the topology; run on a processor as `--target xla:cpu`",
-    }[step.attention]
+    rows = "compiled for the topology; run on a processor as `--target xla:cpu`"
+    kernel = "a Pallas kernel, compiled for the topology; Pallas' interpreter runs it in tokc's tests"
+    choice = {"xla": rows, "pallas": kernel}
     return {
-        "function": "compiled for the topology; its rows are run on a processor as `--target xla:cpu`",
-        "attention": f"{step.attention}: {attention}",
+        "function": rows,
+        "attention": choice[step.attention],
+        "products with int8 and int4": choice[step.products],
         "memory": "XLA's memory analysis of every bucket",
         "speed": "not measured: no TPU ran it",
     }

@@ -13,10 +13,12 @@ import jax.numpy as jnp
 from jax import lax
 
 from tokc.targets.tpu import attention
+from tokc.targets.tpu.products import cut_product, depth_of
 from tokc.targets.tpu.step import Node, Step
 
 Array = Any  # jax.Array, or a tracer of one
 NIBBLE = 4
+FEWEST_ROWS = 8  # that are gathered at once
 
 
 @dataclass
@@ -88,7 +90,13 @@ def quant_linear(run: Run, node: Node, x: Array, q: Array, scale: Array, *rest: 
     """Multiply by a weight on a grid, dequantized as it is read: [k, n], or [n, k] of a table."""
     offset, bias = (*rest, None, None)[:2]
     axis = 0 if node.attributes["transposed"] else 1
-    y = product(run, x, dequantized(node, q, scale, offset, axis), axis)
+    block = int(node.attributes["block_size"])  # type: ignore[arg-type]
+    cut = str(node.attributes.get("cut", "whole"))
+    width = x.shape[1] // (run.step.chips if cut == "rows" else 1)
+    if run.step.products == "pallas" and axis == 0 and depth_of(width, block) is not None:
+        y = cut_product(run.mesh, cut, x.astype(run.compute), q, scale, offset, block)
+    else:
+        y = product(run, x, dequantized(node, q, scale, offset, axis), axis)
     return y if bias is None else y + bias
 
 
@@ -109,8 +117,10 @@ def quant_embedding(
 ) -> Array:
     """Gather rows of a table on a grid, then dequantize them."""
     del run
-    rest = None if offset is None else offset[ids]
-    return dequantized(node, q[ids], scale[ids], rest, 1)
+    # XLA for TPUs lays a whole table out anew to slice one row from it, but not to gather some.
+    some = jnp.concatenate([ids, jnp.zeros(FEWEST_ROWS - 1, ids.dtype)]) if len(ids) == 1 else ids
+    rest = None if offset is None else offset[some]
+    return dequantized(node, q[some], scale[some], rest, 1)[: len(ids)]
 
 
 def gather(run: Run, node: Node, table: Array, ids: Array) -> Array:

@@ -81,24 +81,25 @@ class _Cuts:
             self._set(node, table, COLUMNS, grid_at=at)
 
     def _set(self, node: ir.Node, weight: ir.Value, axes: Axes, *, grid_at: int = 1) -> bool:
-        """Cut a weight, its scales and its bias; return whether its size allows it."""
+        """Cut a weight with its scales and its bias; return whether their sizes allow it."""
         maker = weight.producer()
         grid = [weight, *node.inputs[grid_at + 1 : grid_at + 3]] if maker is None else list(maker.inputs)
         if node.op_type in {"Linear", "Gather"} and maker is None:
             grid = [weight]
-        done = False
-        for value in grid:
-            if value is None or value.const_value is None:
-                continue
-            shape = [int(extent) for extent in value.const_value.shape.numpy()]
-            place = axes.index(MODEL_AXIS)
-            if shape[place] % self.chips == 0:
-                self.weights[str(value.name)] = axes
-                done = True
+        present = [value for value in grid if value is not None and value.const_value is not None]
+        place = axes.index(MODEL_AXIS)
+        done = all(_shape(value)[place] % self.chips == 0 for value in present)
+        if done:
+            self.weights.update({str(value.name): axes for value in present})
         bias = node.inputs[-1] if len(node.inputs) == (3 if node.op_type == "Linear" else 5) else None
         if done and axes == COLUMNS and bias is not None:
             self.weights[str(bias.name)] = (MODEL_AXIS,)
         return done
+
+
+def _shape(value: ir.Value) -> list[int]:
+    assert value.const_value is not None, f"'{value.name}' is no constant"
+    return [int(extent) for extent in value.const_value.shape.numpy()]
 
 
 def _attends(value: ir.Value) -> bool:

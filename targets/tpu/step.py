@@ -92,12 +92,14 @@ class Bucket:
 class Step:
     """A whole step. `compute` is the dtype of products, which are summed in float32.
 
-    `attention` names the row that attends: "xla" or "pallas". `chips` cut the model between them.
+    `attention` and `products` name the rows that attend and that multiply by weights on a grid: "xla" or
+    "pallas". `chips` cut the model between them.
     """
 
     platform: str
     compute: str
     attention: str
+    products: str
     chips: int
     vocab: int
     head_dim: int

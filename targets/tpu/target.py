@@ -7,7 +7,7 @@ from tokc.ir.program import Program
 from tokc.runtime.manifest import TargetInfo
 from tokc.targets.base import Device, Limits, Lowered, Precision, Target
 from tokc.targets.tpu.build import Job, Made, require, run
-from tokc.targets.tpu.describe import Described, Platform, describe
+from tokc.targets.tpu.describe import Described, Platform, describe, tpu_platform
 from tokc.targets.tpu.fit import fit_of, refuse
 from tokc.targets.tpu.index import index_of
 from tokc.targets.tpu.step import Bucket
@@ -16,7 +16,7 @@ from tokc.targets.tpu.topologies import TOPOLOGIES, topology_here
 LIBRARY = "xla.json"
 STABLEHLO = "stablehlo"  # what the code is for: StableHLO runs on no one machine
 _BITS = {"int4": 4, "int8": 8}
-CPU = Platform("cpu", compute="float32", attention="xla")
+CPU = Platform("cpu", compute="float32")
 TOKENS, SEQS = (1, 16, 64, 512), (1, 16, 64)
 
 
@@ -60,7 +60,7 @@ def lower_tpu(program: Program, device: str, limits: Limits) -> Lowered:
     require("jax", "tpu")
     require("libtpu", "tpu")
     topology = TOPOLOGIES[device]
-    platform = Platform("tpu", "bfloat16", "pallas", topology.chips, pad_heads=True)
+    platform = tpu_platform(topology.chips)
     described = describe(program, platform, limits.context, buckets(limits))
     fit = fit_of(described.step, topology)
     if fit.pages < described.step.cache.blocks:

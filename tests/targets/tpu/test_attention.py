@@ -134,7 +134,7 @@ def test_heads_are_padded_as_the_cache_is() -> None:
     assert not row[:, 8:].any()
 
 
-@pytest.mark.parametrize("window", [0, 7])
+@pytest.mark.parametrize("window", [pytest.param(0, marks=pytest.mark.slow), 7])
 def test_the_pallas_kernel_interpreted_answers_as_the_definition(
     window: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

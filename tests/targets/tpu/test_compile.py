@@ -9,7 +9,7 @@ import pytest
 from tests.targets.tpu.programs import tiny_program
 from tokc.targets.base import Precision
 from tokc.targets.tpu.build import Job, run
-from tokc.targets.tpu.describe import Platform, describe
+from tokc.targets.tpu.describe import describe, tpu_platform
 from tokc.targets.tpu.step import Bucket
 from tokc.targets.tpu.topologies import TOPOLOGIES
 
@@ -20,11 +20,12 @@ pytestmark = pytest.mark.skipif(
 
 def test_a_step_compiles_for_v5e_with_the_cache_in_place_and_the_kernel_in_it(tmp_path: Path) -> None:
     program = tiny_program(tmp_path, Precision("int4", 32, "f16"))
-    platform = Platform("tpu", "bfloat16", "pallas", pad_heads=True)
+    platform = tpu_platform(1)
     step = describe(program, platform, 64, (Bucket(16, 16),)).step
     made = run(Job(step, pages=7, compile=("step_16x16",), topology=TOPOLOGIES["v5e-1"]))
     found = made.report["buckets"]["step_16x16"]
-    assert found["custom_calls"]["tpu_custom_call"] == 2, "one attention kernel a layer"
+    products = 2 * 7 + 1  # four projections, three of the MLP, and the head
+    assert found["custom_calls"]["tpu_custom_call"] == products + 2, "one attention a layer"
     assert found["collectives"] == {}
     assert found["aliased_bytes"] == 8 * step.cache.page_bytes, "the cache is written in place"
     assert made.files["step_16x16.stablehlo"]
@@ -37,10 +38,10 @@ def test_a_step_compiles_for_every_generation_and_cut_over_chips(device: str, tm
     sizes = {"num_attention_heads": 8, "num_key_value_heads": 8, "intermediate_size": 256}
     program = tiny_program(tmp_path, Precision("int8", 32, "f16"), **sizes)
     topology = TOPOLOGIES[device]
-    platform = Platform("tpu", "bfloat16", "pallas", topology.chips, pad_heads=True)
+    platform = tpu_platform(topology.chips)
     step = describe(program, platform, 64, (Bucket(16, 16),)).step
     report = run(Job(step, pages=7, compile=("step_16x16",), topology=topology)).report
     found = report["buckets"]["step_16x16"]
-    assert found["custom_calls"]["tpu_custom_call"] == 2
+    assert found["custom_calls"]["tpu_custom_call"] == 2 * 8 + 1
     sums = sum(count for name, count in found["collectives"].items() if name == "all-reduce f32[16,64]")
     assert sums == (4 if topology.chips > 1 else 0), "two a layer"

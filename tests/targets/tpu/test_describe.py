@@ -11,12 +11,12 @@ from tokc.errors import TargetRefused
 from tokc.importers import import_model
 from tokc.targets.base import Limits, Precision
 from tokc.targets.constants import array
-from tokc.targets.tpu.describe import Platform, combined_heads_fit, describe
+from tokc.targets.tpu.describe import combined_heads_fit, describe, tpu_platform
 from tokc.targets.tpu.step import Bucket, Step
 from tokc.targets.tpu.target import CPU, buckets
 
 ONE = (Bucket(1, 1),)
-TPU_PLATFORM = Platform("tpu", "bfloat16", "pallas", pad_heads=True)
+TPU_PLATFORM = tpu_platform(1)
 INT4 = Precision("int4", 32, "f16")
 
 
@@ -27,7 +27,7 @@ def test_a_batch_program_is_refused(tmp_path: Path) -> None:
 
 
 def test_rounded_activations_are_refused_with_the_way_out(tmp_path: Path) -> None:
-    passes = "fuse-linear,fuse-attention,quantize-weights{bits=8 group=32 act_group=32},kv-layout{page=16 dtype=f32}"
+    passes = "fuse-linear,fuse-attention,quantize-weights{act_group=32},kv-layout{page=16 dtype=f32}"
     program = tiny_program(tmp_path, INT4, passes)
     with pytest.raises(TargetRefused, match="act_group=32") as refused:
         describe(program, CPU, 64, ONE)

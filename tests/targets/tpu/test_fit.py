@@ -10,7 +10,7 @@ from tokc.errors import TargetRefused
 from tokc.ir.program import Program
 from tokc.targets.base import Limits, Precision
 from tokc.targets.tpu import fit, target, topologies
-from tokc.targets.tpu.describe import Platform, describe
+from tokc.targets.tpu.describe import describe, tpu_platform
 from tokc.targets.tpu.step import Bucket, Step
 from tokc.targets.tpu.topologies import GENERATIONS, TOPOLOGIES, topology_here
 
@@ -23,7 +23,7 @@ def program(tmp_path: Path) -> Program:
 
 
 def step_of(program: Program, chips: int, context: int = 64) -> Step:
-    platform = Platform("tpu", "bfloat16", "pallas", chips, pad_heads=True)
+    platform = tpu_platform(chips)
     return describe(program, platform, context, (Bucket(1, 1),)).step
 
 

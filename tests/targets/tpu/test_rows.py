@@ -1,21 +1,24 @@
 """Rows of ops that read weights, against their definitions in f64."""
 
+import functools
 from typing import Any
 
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 
 from tokc.runtime.executors.xla import four_bits
-from tokc.targets.tpu import rows
+from tokc.targets.tpu import products, rows
 from tokc.targets.tpu.step import Bucket, Cache, Node, Step
 
 Array = Any
+GRIDS = [(4, True, False), (4, False, True), (8, True, False)]
 CACHE = Cache(1, 16, 1, 8, "float32", 1, (None,) * 4)
 
 
 def run(compute: str = "float32") -> rows.Run:
-    step = Step("cpu", compute, "xla", 1, 8, 8, CACHE, (), (), (Bucket(1, 1),), "y")
+    step = Step("cpu", compute, "xla", "xla", 1, 8, 8, CACHE, (), (), (Bucket(1, 1),), "y")
     return rows.Run(step, None, None, None, [])
 
 
@@ -35,9 +38,7 @@ def grid(rng: np.random.Generator, shape: tuple[int, int], block: int, *, bits: 
 
 
 @pytest.mark.parametrize("transposed", [True, False])
-@pytest.mark.parametrize(
-    ("bits", "signed", "with_offset"), [(4, True, False), (4, False, True), (8, True, False)]
-)
+@pytest.mark.parametrize(("bits", "signed", "with_offset"), GRIDS)
 @pytest.mark.parametrize("width", [96, 80])  # the last group of 80 is half a one
 def test_a_product_over_a_grid(
     width: int, bits: int, *, signed: bool, with_offset: bool, transposed: bool
@@ -79,6 +80,35 @@ def test_a_tpu_gets_the_codes_that_a_processor_unpacks(signed: bool) -> None:
     for_tpu = four_bits(packed(codes), jnp.dtype("int4" if signed else "uint4"))
     np.testing.assert_array_equal(for_tpu.astype(np.int8), codes)
     np.testing.assert_array_equal(rows.codes(jnp.asarray(packed(codes)), signed=signed), codes)
+
+
+@pytest.mark.parametrize(("bits", "signed", "with_offset"), GRIDS)
+@pytest.mark.parametrize("shape", [(40, 96), (1100, 512)])
+def test_the_kernel_of_a_product_interpreted(
+    shape: tuple[int, int], bits: int, *, signed: bool, with_offset: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Columns in one block and in three, of which the last is short; rows in one block and in two."""
+    interpreted = functools.partial(products.pl.pallas_call, interpret=True)
+    monkeypatch.setattr(products.pl, "pallas_call", interpreted)
+    monkeypatch.setattr(products, "MOST_DEPTH", 256)
+    monkeypatch.setattr(products, "DEPTH_AT_ONCE", 256)
+    rng = np.random.default_rng(4)
+    codes, scale, offset, weight, shift = grid(rng, shape, 32, bits=bits, signed=signed)
+    weight = weight + (shift if with_offset else 0)
+    x = rng.normal(size=(3, shape[1])).astype(ml_dtypes.bfloat16)
+    kind = "int8" if bits == 8 else "int4" if signed else "uint4"
+    tables = [each.T.astype(np.float32) for each in ((scale, offset) if with_offset else (scale,))]
+    found = products.grid_product(jnp.asarray(x), jnp.asarray(codes.T).astype(kind), *[*tables, None][:2], 32)
+    near = weight.astype(ml_dtypes.bfloat16).astype(np.float64)
+    np.testing.assert_allclose(found, x.astype(np.float64) @ near.T, rtol=1e-4, atol=1e-2)
+
+
+def test_what_the_kernel_cannot_cut_into_blocks_is_left_to_xla() -> None:
+    assert products.depth_of(576, 32) == 576
+    assert products.depth_of(8192, 32) == 2048
+    assert products.depth_of(80, 32) is None, "the last group is half a one"
+    assert products.depth_of(11008, 32) == 256
+    assert products.depth_of(4100 * 32, 32) is None
 
 
 def test_products_in_bfloat16_are_summed_in_float32() -> None:
