@@ -159,6 +159,16 @@ def test_attention_in_both_forms(launches: Launches, dtype: str) -> None:
     assert launches.uses_warpgroups() == (launches.architecture == "sm_90")
 
 
+@pytest.mark.parametrize(("dtype", "dim"), [("f16", 64), ("f16", 128), ("int8", 128)])
+def test_attention_in_the_tiles_of_an_artifact(launches: Launches, dtype: str, dim: int) -> None:
+    step = test_paged_attention.Step(6, 2, dim, contexts=(71, 340), counts=(4, 12), dtype=dtype)
+    forms = (step.kernel(wide=wide, split=128) for wide in (True, False))
+    wide, narrow = (replace(form, shape=None, context=512) for form in forms)
+    found = step.run(wide, step.tiles(wide.tile))
+    np.testing.assert_allclose(found, step.expected(dim**-0.5), rtol=0, atol=4e-3)
+    np.testing.assert_array_equal(step.run(narrow, step.tiles(narrow.tile)), found)
+
+
 def test_products_of_int8(launches: Launches) -> None:
     test_int8_linear.test_it_computes_the_product_and_leaves_rows_past_the_count(80, 336, "f16", bias=True)
     assert launches.counts[-1].matrix > 0
