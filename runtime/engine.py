@@ -1,13 +1,13 @@
 """The engine: text in, text out, for many callers at once, synchronous or asynchronous."""
 
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from collections.abc import Sequence as Items
 from contextlib import aclosing, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Self, Unpack
+from typing import Any, Self, Unpack
 
 from tokc.errors import ArtifactRefused, RequestRefused
 from tokc.runtime.artifact import Artifact
@@ -205,9 +205,13 @@ class Engine:
         return await self.agenerate(self.chat_prompt(messages), params, **options)
 
     def chat_prompt(
-        self, messages: Items[Message], *, add_generation_prompt: bool = True, **variables: object
+        self,
+        messages: Items[Message],
+        *,
+        add_generation_prompt: bool = True,
+        variables: Mapping[str, Any] | None = None,
     ) -> list[int]:
-        """Return the tokens of a conversation, up to where the answer begins; `variables` are the template's.
+        """Return the tokens of a conversation, up to where the answer begins; the template gets `variables`.
 
         Raises: RequestRefused if the model has no chat template or the template refuses the messages.
         """
@@ -215,7 +219,9 @@ class Engine:
             raise RequestRefused("the model has no chat template", hint="use a plain prompt")
         if not messages:
             raise RequestRefused("the conversation is empty", where="messages")
-        text = self.chat_template.render(messages, add_generation_prompt=add_generation_prompt, **variables)
+        text = self.chat_template.render(
+            messages, add_generation_prompt=add_generation_prompt, **(variables or {})
+        )
         return self.tokenizer.encode(text, add_special_tokens=False)
 
     async def follow(self, request: Request) -> AsyncGenerator[Delta, None]:

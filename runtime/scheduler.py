@@ -1,9 +1,10 @@
 """Decides which tokens the next step computes.
 
 First come, first served, where one step of priority is worth `ageing_s` seconds of waiting: so a sequence is
-overtaken only by those that come within a bounded time after it. Sequences that decode come first in a step, then prompts, in chunks, until the
-token budget is used up; then waiting sequences are admitted. When pages run out the last sequence in this
-order gives its pages back and waits to be computed again, so the first always moves on.
+overtaken only by those that come within a bounded time after it. Sequences that decode come first in a step,
+then prompts, in chunks, until the token budget is used up; then waiting sequences are admitted. When pages
+run out the last sequence in this order gives its pages back and waits to be computed again, so the first
+always moves on.
 """
 
 from bisect import insort

@@ -1,235 +1,132 @@
-"""The OpenAI endpoints over one engine, as an ASGI application."""
+"""The server's application: routes, and what becomes of errors."""
 
-import asyncio
-import json
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
-from dataclasses import replace
+import logging
+import re
+import secrets
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
 from typing import Any
 
 from starlette.applications import Starlette
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request as HttpRequest
-from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tokc.errors import RequestRefused
+from tokc.errors import TokcError
 from tokc.runtime.engine import Engine
-from tokc.runtime.request import Request
-from tokc.runtime.sequence import SamplingParams
-from tokc.runtime.server.metrics import CONTENT_TYPE, exposition
-from tokc.runtime.server.protocol import (
-    Completion,
-    Json,
-    Writer,
-    chat_request,
-    completion_request,
-    usage_json,
-)
+from tokc.runtime.server import endpoints
+from tokc.runtime.server.completions import chat_completions, completions
+from tokc.runtime.server.errors import SERVER, ApiError, api_error
+from tokc.runtime.server.service import Call, Service, call_of
+from tokc.runtime.server.settings import Settings
 
-Parse = Callable[[object, SamplingParams], Completion]
 Endpoint = Callable[[HttpRequest], Awaitable[Response]]
 
-DISCONNECT_POLL_S = 0.1
-BAD_REQUEST, NOT_FOUND = 400, 404
+log = logging.getLogger("tokc.server")
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
-def create_app(engine: Engine) -> Starlette:
-    """Return the application; the engine's own thread makes the steps."""
+def create_app(engine: Engine, settings: Settings | None = None) -> Starlette:
+    """Return the application of an engine; its own thread makes the steps."""
+    return app_of(Service(engine, settings))
+
+
+def app_of(service: Service) -> Starlette:
+    """Return the application of a service."""
     routes = [
-        Route("/v1/chat/completions", completions(engine, chat_request), methods=["POST"]),
-        Route("/v1/completions", completions(engine, completion_request), methods=["POST"]),
-        Route("/v1/models", models(engine)),
-        Route("/v1/models/{model:path}", model(engine)),
-        Route("/health", health),
-        Route("/metrics", metrics(engine)),
+        Route("/v1/chat/completions", chat_completions(service), methods=["POST"]),
+        Route("/v1/completions", completions(service), methods=["POST"]),
+        Route("/v1/models", endpoints.models(service)),
+        Route("/v1/models/{model:path}", endpoints.model(service)),
+        Route("/tokenize", endpoints.tokenize(service), methods=["POST"]),
+        Route("/detokenize", endpoints.detokenize(service), methods=["POST"]),
+        Route("/health", endpoints.health(service)),
+        Route("/ready", endpoints.ready(service)),
+        Route("/metrics", endpoints.metrics(service)),
+        Route("/version", endpoints.version),
+        Route("/openapi.json", endpoints.openapi),
     ]
-    handlers: Any = {RequestRefused: refused, HTTPException: http_error}
-    return Starlette(routes=routes, exception_handlers=handlers)
+    handlers: Any = {TokcError: _refused, HTTPException: _http_error}
+    return Starlette(
+        routes=routes,
+        exception_handlers=handlers,
+        middleware=[Middleware(CallMiddleware, service=service)],
+    )
 
 
-def completions(engine: Engine, parse: Parse) -> Endpoint:
-    """Return the endpoint that continues prompts or answers chats."""
+class CallMiddleware:
+    """Makes a call of every request, named in `X-Request-Id`, and a 500 of what nobody expected."""
 
-    async def endpoint(http: HttpRequest) -> Response:
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        """Wrap `app`."""
+        self._app, self._service = app, service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        call = _call(scope)
+        scope.setdefault("state", {})["call"] = call
+        began = False
+
+        async def named(message: Message) -> None:
+            nonlocal began
+            if message["type"] == "http.response.start":
+                began = True
+                call.status = call.status or message["status"]
+                MutableHeaders(scope=message)["X-Request-Id"] = call.id
+            await send(message)
+
         try:
-            body = await http.json()
-        except ValueError as error:
-            raise RequestRefused(f"the body is not JSON: {error}", where="body") from error
-        wanted = body.get("model") if isinstance(body, dict) else None
-        if wanted is not None and wanted != engine.name:
-            return failure(
-                NOT_FOUND, f"the model '{wanted}' does not exist; this is '{engine.name}'", "model"
-            )
-        request = parse(body, engine.defaults)
-        running = requests_of(engine, request)
-        writer = Writer(request, engine.name, engine.tokenizer)
-        if request.stream:
-            return StreamingResponse(events(engine, request, running, writer), media_type="text/event-stream")
-        return await whole(engine, request, running, writer, http)
-
-    return endpoint
-
-
-def requests_of(engine: Engine, request: Completion) -> list[Request]:
-    """Return one engine request a choice, prompt by prompt; choices after the first take the next seeds."""
-    prompts: list[Any] = [engine.chat_prompt(prompt) for prompt in request.conversations]
-    prompts += request.prompts
-    return [
-        engine.request(prompt, seeded(request.params, index))
-        for prompt in prompts
-        for index in range(request.n)
-    ]
-
-
-def seeded(params: SamplingParams, index: int) -> SamplingParams:
-    """Return the parameters of choice `index`: a seed of its own, if one was given."""
-    return params if params.seed is None else replace(params, seed=params.seed + index)
-
-
-async def whole(
-    engine: Engine, request: Completion, running: list[Request], writer: Writer, http: HttpRequest
-) -> Response:
-    """Wait for every choice; a client that goes away ends them."""
-
-    async def finish(one: Request) -> None:
-        async with aclosing(engine.follow(one)) as deltas:
-            async for _ in deltas:
-                pass
-
-    work = asyncio.gather(*(finish(one) for one in running))
-    while not work.done():
-        await asyncio.wait([work], timeout=DISCONNECT_POLL_S)
-        if not work.done() and await http.is_disconnected():
-            work.cancel()
-            return Response(status_code=499)
-    await work
-    results = [one.result() for one in running]
-    choices = [
-        writer.choice(
-            index, opening(engine, request, index) + result.text, result.finish_reason, result.logprobs
-        )
-        for index, result in enumerate(results)
-    ]
-    return JSONResponse(writer.answer(choices, usage_json([result.usage for result in results], request.n)))
-
-
-def opening(engine: Engine, request: Completion, index: int) -> str:
-    """Return the prompt's text, where the request wants it echoed."""
-    if not request.echo:
-        return ""
-    prompt = request.prompts[index // request.n]
-    return prompt if isinstance(prompt, str) else engine.tokenizer.decode(prompt)
-
-
-async def events(
-    engine: Engine, request: Completion, running: list[Request], writer: Writer
-) -> AsyncIterator[str]:
-    """Yield server-sent events: the choices' pieces as they come, then the counts, then [DONE]."""
-    pieces: asyncio.Queue[Json | None] = asyncio.Queue()
-
-    async def follow(index: int, one: Request) -> None:
-        if request.chat or request.echo:
-            text = None if request.chat else opening(engine, request, index)
-            await pieces.put(writer.chunk(index, text, None, ()))
-        try:
-            async with aclosing(engine.follow(one)) as deltas:
-                async for delta in deltas:
-                    if delta.text or delta.logprobs or delta.finish_reason:
-                        await pieces.put(writer.chunk(index, delta.text, delta.finish_reason, delta.logprobs))
-        except RequestRefused as error:
-            await pieces.put(error_json(str(error), None))
+            await self._app(scope, receive, named)
+        except Exception:
+            log.exception("request %s failed", call.id)
+            if not began:
+                await _response(_unexpected(call))(scope, receive, named)
         finally:
-            await pieces.put(None)
-
-    tasks = [asyncio.create_task(follow(index, one)) for index, one in enumerate(running)]
-    try:
-        open_choices = len(tasks)
-        while open_choices:
-            piece = await pieces.get()
-            if piece is None:
-                open_choices -= 1
-            else:
-                yield event(piece)
-        if request.include_usage:
-            yield event(writer.usage_chunk(usage_json([one.sequence.usage for one in running], request.n)))
-        yield "data: [DONE]\n\n"
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+            self._service.end(call)
 
 
-def event(body: Json) -> str:
-    """Return one server-sent event."""
-    return f"data: {json.dumps(body, ensure_ascii=False)}\n\n"
+def _call(scope: Scope) -> Call:
+    wanted = Headers(scope=scope).get("x-request-id", "")
+    name = wanted if _REQUEST_ID.fullmatch(wanted) else f"req-{secrets.token_hex(12)}"
+    client = scope.get("client")
+    return Call(name, scope["method"], scope["path"], None if client is None else client[0])
 
 
-def models(engine: Engine) -> Endpoint:
-    """Return the endpoint that lists the one model."""
-
-    async def endpoint(_: HttpRequest) -> Response:
-        return JSONResponse({"object": "list", "data": [description(engine)]})
-
-    return endpoint
-
-
-def model(engine: Engine) -> Endpoint:
-    """Return the endpoint that describes the one model."""
-
-    async def endpoint(http: HttpRequest) -> Response:
-        wanted = http.path_params["model"]
-        if wanted != engine.name:
-            return failure(
-                NOT_FOUND, f"the model '{wanted}' does not exist; this is '{engine.name}'", "model"
-            )
-        return JSONResponse(description(engine))
-
-    return endpoint
+def _unexpected(call: Call) -> ApiError:
+    status = HTTPStatus.INTERNAL_SERVER_ERROR
+    call.error = "internal_error"
+    return ApiError(
+        status, f"the server failed; its log has request '{call.id}'", code="internal_error", kind=SERVER
+    )
 
 
-def description(engine: Engine) -> Json:
-    """Return the model as OpenAI's API describes one."""
-    return {
-        "id": engine.name,
-        "object": "model",
-        "created": 0,
-        "owned_by": "tokc",
-        "max_model_len": engine.context_length,
-    }
+def _response(error: ApiError) -> Response:
+    return JSONResponse(error.body, status_code=error.status, headers=error.headers)
 
 
-async def health(_: HttpRequest) -> Response:
-    """Answer that the server is up."""
-    return JSONResponse({"status": "ok"})
-
-
-def metrics(engine: Engine) -> Endpoint:
-    """Return the endpoint that Prometheus reads."""
-
-    async def endpoint(_: HttpRequest) -> Response:
-        return PlainTextResponse(exposition(engine.counters, engine.gauges), media_type=CONTENT_TYPE)
-
-    return endpoint
-
-
-def error_json(message: str, field: str | None, kind: str = "invalid_request_error") -> Json:
-    """Return an error in OpenAI's shape."""
-    return {"error": {"message": message, "type": kind, "param": field, "code": None}}
-
-
-def failure(status: int, message: str, field: str | None) -> Response:
-    """Return an error response."""
-    return JSONResponse(error_json(message, field), status_code=status)
-
-
-async def refused(_: HttpRequest, error: Exception) -> Response:
+async def _refused(http: HttpRequest, error: Exception) -> Response:
     """Answer a request that was refused."""
-    where = error.where if isinstance(error, RequestRefused) else None
-    return failure(BAD_REQUEST, str(error), where)
+    assert isinstance(error, TokcError), "registered for these"
+    told = api_error(error)
+    call_of(http).error = told.code or told.kind
+    return _response(told)
 
 
-async def http_error(_: HttpRequest, error: Exception) -> Response:
+async def _http_error(http: HttpRequest, error: Exception) -> Response:
     """Answer an unknown path or method."""
-    status = error.status_code if isinstance(error, HTTPException) else BAD_REQUEST
-    return failure(status, str(getattr(error, "detail", error)), None)
+    assert isinstance(error, HTTPException), "registered for these"
+    if error.status_code == HTTPStatus.NOT_FOUND:
+        told = ApiError(error.status_code, f"unknown path: '{http.url.path[:128]}'", code="unknown_url")
+    else:
+        told = ApiError(error.status_code, f"{http.method} is not allowed here", code="method_not_allowed")
+    told.headers.update(error.headers or {})
+    call_of(http).error = told.code
+    return _response(told)

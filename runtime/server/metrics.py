@@ -3,16 +3,18 @@
 Source: prometheus.io/docs/instrumenting/exposition_formats, version 0.0.4.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from tokc.runtime.counters import Counters, Gauges, Histogram
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
-def exposition(counters: Counters, gauges: Gauges) -> str:
-    """Return every metric, one sample a line."""
-    return "\n".join([*_samples(counters, gauges), ""])
+def exposition(counters: Counters, gauges: Gauges, responses: Mapping[int, int]) -> str:
+    """Return every metric, one sample a line; `responses` counts HTTP responses by status."""
+    lines = [*_samples(counters, gauges), *_head("tokc_http_responses_total", "counter", "HTTP responses")]
+    lines += [f'tokc_http_responses_total{{status="{status}"}} {n}' for status, n in responses.items()]
+    return "\n".join([*lines, ""])
 
 
 def _samples(counters: Counters, gauges: Gauges) -> Iterator[str]:

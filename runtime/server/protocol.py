@@ -1,45 +1,48 @@
-"""OpenAI's shapes: JSON in, checked parameters out, and the objects that go back.
+"""OpenAI's requests: JSON in, checked parameters out."""
 
-Source: platform.openai.com/docs/api-reference, chat and completions. Fields that change nothing (`user`,
-`store`, ...) are accepted and ignored; those that would change the answer and cannot be honoured are refused.
-"""
-
-import secrets
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tokc.errors import RequestRefused
 from tokc.runtime.chat import Message
-from tokc.runtime.sequence import FinishReason, Logprob, SamplingParams, Usage
-from tokc.runtime.tokenizer import Tokenizer
+from tokc.runtime.sequence import SamplingParams
+from tokc.runtime.server.errors import Json, invalid
+from tokc.runtime.server.parameters import (
+    CHAT,
+    CHAT_REFUSED,
+    COMPLETION,
+    COMPLETION_REFUSED,
+    checked,
+)
 
-Json = dict[str, Any]
+Prompt = str | tuple[int, ...]
 
-MAX_CHOICES = 64
 LEGACY_MAX_TOKENS = 16
-FINISH_REASONS: Mapping[FinishReason, str] = {"stop": "stop", "length": "length", "abort": "stop"}
-UNSUPPORTED = {
-    "tools": "tool calls",
-    "functions": "function calls",
-    "response_format": "structured output",
-    "suffix": "text after the completion",
-    "best_of": "choosing the best of several",
-}
+RESERVED = {"self", "messages", "tools", "documents", "add_generation_prompt"}
 
 
 @dataclass(frozen=True)
 class Completion:
-    """A checked request: prompts or, for a chat, conversations; each is continued `n` times."""
+    """A checked request: prompts or, for a chat, conversations.
 
-    prompts: tuple[str | tuple[int, ...], ...]
+    Each is continued `best_of` times, of which `n` return; `limit` is the number of tokens that the client
+    asked for, None where it left that to the server.
+    """
+
+    prompts: tuple[Prompt, ...]
     conversations: tuple[tuple[Message, ...], ...]
     params: SamplingParams
     n: int
+    best_of: int
     stream: bool
     include_usage: bool
     echo: bool
+    limit: int | None
+    logprobs: bool
+    user: str | None
+    priority: int | None
+    cache_salt: str
+    template_variables: Mapping[str, object]
 
     @property
     def chat(self) -> bool:
@@ -47,234 +50,134 @@ class Completion:
         return bool(self.conversations)
 
 
-class Fields:
-    """Reads typed fields of a request's JSON, so that every refusal names the field."""
-
-    def __init__(self, body: object) -> None:
-        """Take the decoded body."""
-        if not isinstance(body, dict):
-            raise RequestRefused("the body is not a JSON object", where="body")
-        self.body: Json = body
-
-    def get(self, name: str, kinds: type | tuple[type, ...], default: Any = None) -> Any:
-        """Return a field; a bool is no number."""
-        value = self.body.get(name)
-        if value is None:
-            return default
-        wanted = kinds if isinstance(kinds, tuple) else (kinds,)
-        if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
-            names = " or ".join(kind.__name__ for kind in wanted)
-            raise RequestRefused(f"'{name}' is {type(value).__name__}, expected {names}", where=name)
-        return value
-
-
 def completion_request(body: object, defaults: SamplingParams) -> Completion:
     """Read the body of /v1/completions.
 
-    Raises: RequestRefused naming the field.
+    Raises: ApiError or RequestRefused naming the parameter.
     """
-    fields = Fields(body)
-    prompt = fields.get("prompt", (str, list))
-    if prompt is None:
-        raise RequestRefused("'prompt' is missing", where="prompt")
-    top = fields.get("logprobs", int)
-    limit = fields.get("max_tokens", int, LEGACY_MAX_TOKENS)
-    params = _params(fields, defaults, limit, top)
-    return _request(fields, params, prompts=_prompts(prompt))
+    given = checked(body, COMPLETION, COMPLETION_REFUSED, "prompt")
+    echo, top = given.get("echo", False), given.get("logprobs")
+    if echo and top is not None:
+        raise invalid("'logprobs' are not available for the prompt; leave out 'echo'", "echo")
+    limit = given.get("max_tokens")
+    params = _params(given, defaults, limit or LEGACY_MAX_TOKENS, top)
+    return _request(given, params, limit, prompts=_prompts(given["prompt"]))
 
 
 def chat_request(body: object, defaults: SamplingParams) -> Completion:
     """Read the body of /v1/chat/completions.
 
-    Raises: RequestRefused naming the field.
+    Raises: ApiError or RequestRefused naming the parameter.
     """
-    fields = Fields(body)
-    messages = fields.get("messages", list)
-    if not messages:
-        raise RequestRefused("'messages' is missing or empty", where="messages")
-    top = fields.get("top_logprobs", int, 0) if fields.get("logprobs", bool, default=False) else None
-    limit = fields.get("max_completion_tokens", int) or fields.get("max_tokens", int)
-    conversation = tuple(_message(index, message) for index, message in enumerate(messages))
-    return _request(fields, _params(fields, defaults, limit, top), conversations=(conversation,))
+    given = checked(body, CHAT, CHAT_REFUSED, "messages")
+    wanted = given.get("logprobs", False)
+    if "top_logprobs" in given and not wanted:
+        raise invalid("'top_logprobs' needs 'logprobs' to be true", "top_logprobs")
+    limit = given.get("max_completion_tokens", given.get("max_tokens"))
+    if limit != given.get("max_tokens", limit):
+        raise invalid("'max_tokens' and 'max_completion_tokens' differ; give one", "max_tokens")
+    params = _params(given, defaults, limit, given.get("top_logprobs", 0) if wanted else None)
+    return _request(given, params, limit, conversations=(messages_of(given["messages"]),))
+
+
+def messages_of(messages: list[Json]) -> tuple[Message, ...]:
+    """Return messages as chat templates know them: contents are texts.
+
+    Raises: ApiError naming the message.
+    """
+    return tuple(_message(index, message) for index, message in enumerate(messages))
+
+
+def check_variables(variables: Mapping[str, object]) -> Mapping[str, object]:
+    """Return variables for the chat template, none of which is the server's own.
+
+    Raises: ApiError naming the variable.
+    """
+    for name in RESERVED & variables.keys():
+        where = f"chat_template_kwargs.{name}"
+        raise invalid(f"'{where}' is set by the server", where)
+    return variables
 
 
 def _request(
-    fields: Fields,
+    given: Json,
     params: SamplingParams,
+    limit: int | None,
     *,
-    prompts: tuple[str | tuple[int, ...], ...] = (),
+    prompts: tuple[Prompt, ...] = (),
     conversations: tuple[tuple[Message, ...], ...] = (),
 ) -> Completion:
-    for name, what in UNSUPPORTED.items():
-        if fields.body.get(name) and not _plain_text(name, fields.body[name]):
-            raise RequestRefused(f"'{name}' asks for {what}, which this server does not do", where=name)
-    n = fields.get("n", int, 1)
-    if not 1 <= n <= MAX_CHOICES:
-        raise RequestRefused(f"'n' is {n}, expected 1 to {MAX_CHOICES}", where="n")
-    options = fields.get("stream_options", dict, {})
+    stream, n = given.get("stream", False), given.get("n", 1)
+    best_of: int = given.get("best_of") or n
+    if best_of < n:
+        raise invalid(f"'best_of' is {best_of}, expected at least 'n', {n}", "best_of")
+    if stream and best_of > n:
+        raise invalid("the best of several is not known while they stream; leave out 'stream'", "best_of")
+    if "stream_options" in given and not stream:
+        raise invalid("'stream_options' needs 'stream' to be true", "stream_options")
     return Completion(
         prompts=prompts,
         conversations=conversations,
         params=params,
         n=n,
-        stream=fields.get("stream", bool, default=False),
-        include_usage=bool(options.get("include_usage")),
-        echo=bool(prompts) and fields.get("echo", bool, default=False),
+        best_of=best_of,
+        stream=stream,
+        include_usage=given.get("stream_options", {}).get("include_usage") is True,
+        echo=given.get("echo", False),
+        limit=limit,
+        logprobs=params.logprobs is not None,
+        user=given.get("safety_identifier", given.get("user")),
+        priority=given.get("priority"),
+        cache_salt=given.get("cache_salt", ""),
+        template_variables=check_variables(given.get("chat_template_kwargs", {})),
     )
 
 
-def _plain_text(name: str, value: object) -> bool:
-    return name == "response_format" and isinstance(value, dict) and value.get("type") == "text"
-
-
-def _params(fields: Fields, defaults: SamplingParams, limit: int | None, top: int | None) -> SamplingParams:
-    number = (int, float)
-    stop = fields.get("stop", (str, list), [])
-    bias = fields.get("logit_bias", dict, {})
-    try:
-        logit_bias = {int(token): float(value) for token, value in bias.items()}
-    except (TypeError, ValueError) as error:
-        raise RequestRefused("'logit_bias' maps token ids to numbers", where="logit_bias") from error
-    top_k = fields.get("top_k", int, defaults.top_k)
+def _params(given: Json, defaults: SamplingParams, limit: int | None, top: int | None) -> SamplingParams:
+    stop = given.get("stop", [])
+    top_k = given.get("top_k", defaults.top_k)
     return SamplingParams(
         max_tokens=limit,
-        temperature=float(fields.get("temperature", number, defaults.temperature)),
+        temperature=float(given.get("temperature", defaults.temperature)),
         top_k=None if top_k in {0, -1} else top_k,
-        top_p=float(fields.get("top_p", number, defaults.top_p)),
-        min_p=float(fields.get("min_p", number, defaults.min_p)),
-        repetition_penalty=float(fields.get("repetition_penalty", number, defaults.repetition_penalty)),
-        presence_penalty=float(fields.get("presence_penalty", number, 0.0)),
-        frequency_penalty=float(fields.get("frequency_penalty", number, 0.0)),
-        logit_bias=logit_bias,
-        seed=fields.get("seed", int),
+        top_p=float(given.get("top_p", defaults.top_p)),
+        min_p=float(given.get("min_p", defaults.min_p)),
+        repetition_penalty=float(given.get("repetition_penalty", defaults.repetition_penalty)),
+        presence_penalty=float(given.get("presence_penalty", 0.0)),
+        frequency_penalty=float(given.get("frequency_penalty", 0.0)),
+        logit_bias=_logit_bias(given.get("logit_bias", {})),
+        seed=given.get("seed"),
         logprobs=top,
-        stop=(stop,) if isinstance(stop, str) else tuple(str(text) for text in stop),
-        ignore_eos=fields.get("ignore_eos", bool, default=False),
+        stop=(stop,) if isinstance(stop, str) else tuple(stop),
+        stop_token_ids=tuple(given.get("stop_token_ids", ())),
+        ignore_eos=given.get("ignore_eos", False),
+        min_tokens=given.get("min_tokens", 0),
     )
 
 
-def _prompts(prompt: str | list[Any]) -> tuple[str | tuple[int, ...], ...]:
+def _logit_bias(bias: Mapping[str, float]) -> dict[int, float]:
+    for token in bias:
+        if not (token.isascii() and token.isdigit() and len(token) < 10):
+            raise invalid("'logit_bias' maps token ids to numbers", "logit_bias")
+    return {int(token): float(value) for token, value in bias.items()}
+
+
+def _prompts(prompt: str | list[Any]) -> tuple[Prompt, ...]:
     if isinstance(prompt, str):
         return (prompt,)
-    if prompt and all(_is_token(item) for item in prompt):
+    if isinstance(prompt[0], int):
         return (tuple(prompt),)
-    if prompt and all(isinstance(item, str) for item in prompt):
-        return tuple(prompt)
-    if prompt and all(isinstance(item, list) and all(_is_token(token) for token in item) for item in prompt):
-        return tuple(tuple(item) for item in prompt)
-    raise RequestRefused("'prompt' is a text, a list of texts, or lists of token ids", where="prompt")
+    return tuple(item if isinstance(item, str) else tuple(item) for item in prompt)
 
 
-def _is_token(item: object) -> bool:
-    return isinstance(item, int) and not isinstance(item, bool)
-
-
-def _message(index: int, message: object) -> Message:
+def _message(index: int, message: Json) -> Message:
     where = f"messages[{index}]"
-    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-        raise RequestRefused(f"'{where}' is no message with a 'role'", where=where)
-    content = message.get("content")
+    role, content = message["role"], message.get("content")
     if isinstance(content, list):
-        texts = [
-            part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"
-        ]
-        parts = [text for text in texts if isinstance(text, str)]
-        if len(parts) != len(content):
-            raise RequestRefused(f"'{where}.content' holds parts that are not text", where=where)
-        return {**message, "content": "".join(parts)}
-    if not isinstance(content, str):
-        raise RequestRefused(f"'{where}.content' is not text", where=where)
-    return message
-
-
-def new_id(prefix: str) -> str:
-    """Return an id as OpenAI spells them."""
-    return f"{prefix}-{secrets.token_hex(12)}"
-
-
-class Writer:
-    """Writes the objects that answer one request."""
-
-    def __init__(self, request: Completion, model: str, tokenizer: Tokenizer) -> None:
-        """Fix id and time of the answer."""
-        self._request, self._tokenizer = request, tokenizer
-        kind = "chat.completion" if request.chat else "text_completion"
-        self._head = {
-            "id": new_id("chatcmpl" if request.chat else "cmpl"),
-            "created": int(time.time()),
-            "model": model,
-        }
-        self._whole, self._part = kind, f"{kind}.chunk" if request.chat else kind
-
-    def answer(self, choices: Sequence[Json], usage: Json) -> Json:
-        """Return the object of a request that is not streamed."""
-        return {**self._head, "object": self._whole, "choices": list(choices), "usage": usage}
-
-    def choice(self, index: int, text: str, reason: FinishReason, logprobs: Sequence[Logprob] | None) -> Json:
-        """Return one finished choice."""
-        body: Json = (
-            {"message": {"role": "assistant", "content": text}} if self._request.chat else {"text": text}
-        )
-        return {
-            "index": index,
-            **body,
-            "logprobs": self._logprobs(logprobs),
-            "finish_reason": FINISH_REASONS[reason],
-        }
-
-    def chunk(
-        self, index: int, delta: str | None, reason: FinishReason | None, logprobs: Sequence[Logprob]
-    ) -> Json:
-        """Return one streamed piece; `delta` None opens the choice of a chat."""
-        if self._request.chat:
-            opening = {"role": "assistant", "content": ""}
-            body: Json = {"delta": opening if delta is None else {"content": delta} if delta else {}}
-        else:
-            body = {"text": delta or ""}
-        choice = {
-            "index": index,
-            **body,
-            "logprobs": self._logprobs(logprobs or None),
-            "finish_reason": None if reason is None else FINISH_REASONS[reason],
-        }
-        usage = {"usage": None} if self._request.include_usage else {}
-        return {**self._head, "object": self._part, "choices": [choice], **usage}
-
-    def usage_chunk(self, usage: Json) -> Json:
-        """Return the last streamed piece, which only counts."""
-        return {**self._head, "object": self._part, "choices": [], "usage": usage}
-
-    def _logprobs(self, logprobs: Sequence[Logprob] | None) -> Json | None:
-        if logprobs is None:
-            return None
-        if self._request.chat:
-            return {"content": [self._chat_logprob(one) for one in logprobs], "refusal": None}
-        return {
-            "tokens": [self._piece(one.token_id) for one in logprobs],
-            "token_logprobs": [one.logprob for one in logprobs],
-            "top_logprobs": [{self._piece(token): value for token, value in one.top} for one in logprobs],
-            "text_offset": [],
-        }
-
-    def _chat_logprob(self, one: Logprob) -> Json:
-        top = [self._named(token, value) for token, value in one.top]
-        return {**self._named(one.token_id, one.logprob), "top_logprobs": top}
-
-    def _named(self, token: int, value: float) -> Json:
-        text = self._piece(token)
-        return {"token": text, "logprob": value, "bytes": list(text.encode())}
-
-    def _piece(self, token: int) -> str:
-        return self._tokenizer.decode([token])
-
-
-def usage_json(usages: Sequence[Usage], n: int) -> Json:
-    """Return the counts of a whole request; a prompt that is continued `n` times counts once."""
-    prompt = sum(usage.prompt_tokens for usage in usages[::n])
-    output = sum(usage.completion_tokens for usage in usages)
-    return {
-        "prompt_tokens": prompt,
-        "completion_tokens": output,
-        "total_tokens": prompt + output,
-        "prompt_tokens_details": {"cached_tokens": sum(usage.cached_tokens for usage in usages[::n])},
-    }
+        content = "".join(part["text"] for part in content)
+    if content is None:
+        if role != "assistant" or not message.get("tool_calls"):
+            raise invalid(f"'{where}.content' is missing", f"{where}.content", "missing_required_parameter")
+        content = ""
+    # Templates know the older name of a developer's message.
+    return {**message, "role": "system" if role == "developer" else role, "content": content}

@@ -1,0 +1,176 @@
+"""The API's OpenAPI document, made from the tables that requests are checked against.
+
+Source: spec.openapis.org/oas/v3.1.0.
+"""
+
+from collections.abc import Mapping
+
+from tokc.runtime.server.errors import Json
+from tokc.runtime.server.parameters import CHAT, COMPLETION, DETOKENIZE, TOKENIZE, Table
+
+_COUNT: Json = {"type": "integer", "minimum": 0}
+_TEXT: Json = {"type": "string"}
+_NULLABLE_TEXT: Json = {"type": ["string", "null"]}
+
+
+def _object(required: Mapping[str, Json], optional: Mapping[str, Json] | None = None) -> Json:
+    return {
+        "type": "object",
+        "properties": {**required, **(optional or {})},
+        "required": list(required),
+    }
+
+
+def _array(items: Json) -> Json:
+    return {"type": "array", "items": items}
+
+
+def _ref(name: str) -> Json:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+_FINISH: Json = {"type": "string", "enum": ["stop", "length"]}
+_LOGPROBS: Json = {"type": ["object", "null"]}
+_HEAD: Mapping[str, Json] = {"id": _TEXT, "created": _COUNT, "model": _TEXT}
+SCHEMAS: Mapping[str, Json] = {
+    "Error": _object(
+        {"error": _object({"message": _TEXT, "type": _TEXT, "param": _NULLABLE_TEXT, "code": _NULLABLE_TEXT})}
+    ),
+    "Usage": _object(
+        {
+            "prompt_tokens": _COUNT,
+            "completion_tokens": _COUNT,
+            "total_tokens": _COUNT,
+            "prompt_tokens_details": _object({"cached_tokens": _COUNT}),
+        }
+    ),
+    "Completion": _object(
+        {
+            **_HEAD,
+            "object": {"const": "text_completion"},
+            "choices": _array(
+                _object({"index": _COUNT, "text": _TEXT, "logprobs": _LOGPROBS, "finish_reason": _FINISH})
+            ),
+            "usage": _ref("Usage"),
+        }
+    ),
+    "ChatCompletion": _object(
+        {
+            **_HEAD,
+            "object": {"const": "chat.completion"},
+            "choices": _array(
+                _object(
+                    {
+                        "index": _COUNT,
+                        "message": _object({"role": {"const": "assistant"}, "content": _NULLABLE_TEXT}),
+                        "logprobs": _LOGPROBS,
+                        "finish_reason": _FINISH,
+                    }
+                )
+            ),
+            "usage": _ref("Usage"),
+        }
+    ),
+    "Model": _object(
+        {
+            "id": _TEXT,
+            "object": {"const": "model"},
+            "created": _COUNT,
+            "owned_by": _TEXT,
+            "max_model_len": _COUNT,
+        }
+    ),
+    "Models": _object({"object": {"const": "list"}, "data": _array(_ref("Model"))}),
+    "Tokens": _object(
+        {
+            "count": _COUNT,
+            "max_model_len": _COUNT,
+            "tokens": _array(_COUNT),
+            "token_strs": {"type": ["array", "null"], "items": _TEXT},
+        }
+    ),
+    "Text": _object({"prompt": _TEXT}),
+    "Status": _object({"status": _TEXT}, {"error": _TEXT}),
+    "Version": _object({"version": _TEXT}),
+}
+
+
+def document(version: str) -> Json:
+    """Return the document of a server of this version."""
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "tokc", "version": version, "license": {"name": "Apache-2.0"}},
+        "paths": {
+            "/v1/completions": _post("Continue a prompt", COMPLETION, "prompt", "Completion", stream=True),
+            "/v1/chat/completions": _post("Answer a chat", CHAT, "messages", "ChatCompletion", stream=True),
+            "/v1/models": _get("List the model", "Models", key=True),
+            "/v1/models/{model}": {
+                **_get("Describe the model", "Model", key=True, refusals=(404,)),
+                "parameters": [{"name": "model", "in": "path", "required": True, "schema": _TEXT}],
+            },
+            "/tokenize": _post("Show a prompt's tokens", TOKENIZE, None, "Tokens"),
+            "/detokenize": _post("Show the text of tokens", DETOKENIZE, "tokens", "Text"),
+            "/health": _get("Say whether the process should live on", "Status", sick=True),
+            "/ready": _get("Say whether requests should come here", "Status", sick=True),
+            "/version": _get("Tell the version", "Version"),
+            "/openapi.json": {"get": _operation("Describe the API", {"200": _json("This document", {})})},
+            "/metrics": {
+                "get": {
+                    **_operation("Metrics for Prometheus", {"200": _plain(), **_refusals((401, 429))}),
+                    "security": [{"key": []}],
+                }
+            },
+        },
+        "components": {
+            "schemas": dict(SCHEMAS),
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+        },
+    }
+
+
+def _operation(summary: str, responses: Json) -> Json:
+    return {"summary": summary, "responses": responses}
+
+
+def _get(
+    summary: str, schema: str, *, key: bool = False, sick: bool = False, refusals: tuple[int, ...] = ()
+) -> Json:
+    responses = {"200": _json(schema, _ref(schema)), **_refusals(refusals)}
+    if sick:
+        responses["503"] = _json("Not now", _ref("Status"))
+    if not key:
+        return {"get": _operation(summary, responses)}
+    responses |= _refusals((401, 429))
+    return {"get": {**_operation(summary, responses), "security": [{"key": []}]}}
+
+
+def _post(summary: str, table: Table, required: str | None, schema: str, *, stream: bool = False) -> Json:
+    answer = _json(schema, _ref(schema))
+    if stream:
+        answer["content"]["text/event-stream"] = {"schema": _TEXT}
+    statuses = (400, 401, 404, 408, 413, 415, 429, 503, *((504,) if stream else ()))
+    body = {
+        "type": "object",
+        "properties": dict(table),
+        "required": [] if required is None else [required],
+        "additionalProperties": False,
+    }
+    operation = _operation(summary, {"200": answer, **_refusals(statuses)})
+    content = {"application/json": {"schema": body}}
+    return {
+        "post": {
+            **operation, "requestBody": {"required": True, "content": content}, "security": [{"key": []}]
+        }
+    }  # fmt: skip
+
+
+def _json(description: str, schema: Json) -> Json:
+    return {"description": description, "content": {"application/json": {"schema": schema}}}
+
+
+def _plain() -> Json:
+    return {"description": "Samples", "content": {"text/plain": {"schema": _TEXT}}}
+
+
+def _refusals(statuses: tuple[int, ...]) -> Json:
+    return {str(status): _json("Refused", _ref("Error")) for status in statuses}

@@ -1,0 +1,182 @@
+"""Listens, and stops gracefully: uvicorn with limits on connections and signals of our own.
+
+The first SIGTERM (or SIGINT) stops admission while health and readiness are still answered; what runs may
+finish until a deadline. The second stops at once.
+"""
+
+import asyncio
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import h11
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from tokc.errors import TokcError, UnknownOption
+from tokc.runtime.server.app import app_of
+from tokc.runtime.server.service import Service
+
+STOPPED, KILLED = 0, 1
+CLOSE_S = 5
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Tls(NamedTuple):
+    """A certificate chain and its private key, in PEM files."""
+
+    certificate: Path
+    key: Path
+
+
+class Connection(H11Protocol):
+    """Closes a connection whose request does not arrive: headers must be whole within a time."""
+
+    header_timeout_s = 15.0
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Start to wait for a request."""
+        super().connection_made(transport)
+        self._expect_headers()
+
+    def data_received(self, data: bytes) -> None:
+        """Read, and wait for the rest of the headers if they began."""
+        super().data_received(data)
+        if self.conn.their_state is h11.IDLE:
+            self._expect_headers()
+        else:
+            self._stop_waiting()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection."""
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def _expect_headers(self) -> None:
+        if self._deadline is None:
+            self._deadline = self.loop.call_later(self.header_timeout_s, self._give_up)
+
+    def _stop_waiting(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _give_up(self) -> None:
+        self._deadline = None
+        if self.conn.their_state is h11.IDLE:
+            self.transport.abort()
+
+
+class Server(uvicorn.Server):
+    """Drains before it exits."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        """Serve a service."""
+        super().__init__(config)
+        self._service = service
+        self._draining: asyncio.Task[None] | None = None
+        self.exit_code = STOPPED
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave the signals to `serve_until_stopped`."""
+        yield
+
+    def stop(self) -> None:
+        """Drain and exit; called again, exit at once."""
+        if self._draining is None:
+            self._draining = asyncio.create_task(self._drain())
+        else:
+            self.exit_code = KILLED
+            self._service.admission.cutoff.set()
+            self.should_exit = self.force_exit = True
+
+    async def _drain(self) -> None:
+        await self._service.admission.drain(self._service.settings.drain_s)
+        self.should_exit = True
+
+
+def server_of(service: Service, *, tls: Tls | None = None) -> Server:
+    """Return a server for sockets from `listen`."""
+    settings = service.settings
+    certificate, key = (None, None) if tls is None else tls
+
+    class Bounded(Connection):
+        header_timeout_s = settings.header_timeout_s
+
+    config = uvicorn.Config(
+        app_of(service),
+        http=Bounded,
+        ws="none",
+        lifespan="off",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        limit_concurrency=settings.max_connections,
+        h11_max_incomplete_event_size=settings.max_header_bytes,
+        timeout_graceful_shutdown=CLOSE_S,
+        ssl_certfile=certificate,
+        ssl_keyfile=key,
+    )
+    try:
+        config.load()
+    except OSError as error:
+        raise TokcError(
+            f"the certificate or its key cannot be used: {error}", where=str(certificate)
+        ) from error
+    return Server(config, service)
+
+
+def listen(host: str, port: int, *, write_timeout_s: float) -> socket.socket:
+    """Return a listening socket; the kernel disconnects a peer that takes nothing for `write_timeout_s`.
+
+    Raises: TokcError if the address cannot be used.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise UnknownOption(f"the address '{host}' is not known: {error}", where="--host") from error
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Connections inherit these; only the kernel can end one whose peer keeps its window closed.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(write_timeout_s * 1000))
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        raise TokcError(f"cannot listen on {host}:{port}: {error}") from error
+    return listener
+
+
+def serve_until_stopped(
+    server: Server, listener: socket.socket, on_start: Callable[[], object] = lambda: None
+) -> int:
+    """Serve until a signal; returns 0 after a graceful stop, 1 if a second signal cut it short."""
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        for number in SIGNALS:
+            loop.add_signal_handler(number, server.stop)
+        on_start()
+        await server.serve(sockets=[listener])
+
+    asyncio.run(run())
+    return server.exit_code
+
+
+def is_loopback(host: str) -> bool:
+    """Say whether only this machine reaches an address.
+
+    Raises: UnknownOption if nobody knows it.
+    """
+    try:
+        found: list[Any] = socket.getaddrinfo(host, None)
+    except OSError as error:
+        raise UnknownOption(f"the address '{host}' is not known: {error}", where="--host") from error
+    return all(entry[4][0] == "::1" or entry[4][0].startswith("127.") for entry in found)
