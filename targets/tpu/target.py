@@ -105,7 +105,8 @@ def _lowered(
 def cpu_devices() -> tuple[Device, ...]:
     """Return this machine, which runs the step if JAX is here."""
     here = importlib.util.find_spec("jax") is not None
-    return (Device("cpu", "StableHLO, compiled by XLA when it is loaded", here),)
+    summary = "StableHLO, compiled when loaded"
+    return (Device("cpu", summary, here, dtypes=("int4", "int8", "f32"), verified="run"),)
 
 
 def tpu_devices() -> tuple[Device, ...]:
@@ -117,6 +118,8 @@ def tpu_devices() -> tuple[Device, ...]:
             f"{topology.chips} x {topology.generation.kind}, "
             f"{topology.chips * topology.generation.hbm_bytes >> 30} GiB, {topology.libtpu_name}",
             topology == here,
+            dtypes=("int4", "int8", "f16"),
+            verified="interpreted",
         )
         for name, topology in TOPOLOGIES.items()
     )

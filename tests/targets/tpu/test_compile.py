@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.targets.tpu.programs import tiny_program
+from tokc.ir.program import KvDtype
 from tokc.targets.base import Precision
 from tokc.targets.tpu.build import Job, run
 from tokc.targets.tpu.describe import describe, tpu_platform
@@ -35,7 +36,8 @@ def test_a_step_compiles_for_v5e_with_the_cache_in_place_and_the_kernel_in_it(tm
 @pytest.mark.slow
 @pytest.mark.parametrize("device", ["v5e-4", "v5p-8", "v6e-1", "v6e-8"])
 def test_a_step_compiles_for_every_generation_and_cut_over_chips(device: str, tmp_path: Path) -> None:
-    sizes = {"num_attention_heads": 8, "num_key_value_heads": 8, "intermediate_size": 256}
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 8}
+    sizes = {**heads, "hidden_size": 256, "intermediate_size": 256}  # eight groups, one a chip at least
     program = tiny_program(tmp_path, Precision("int8", 32, "f16"), **sizes)
     topology = TOPOLOGIES[device]
     platform = tpu_platform(topology.chips)
@@ -43,5 +45,18 @@ def test_a_step_compiles_for_every_generation_and_cut_over_chips(device: str, tm
     report = run(Job(step, pages=7, compile=("step_16x16",), topology=topology)).report
     found = report["buckets"]["step_16x16"]
     assert found["custom_calls"]["tpu_custom_call"] == 2 * 8 + 1
-    sums = sum(count for name, count in found["collectives"].items() if name == "all-reduce f32[16,64]")
+    sums = sum(count for name, count in found["collectives"].items() if name == "all-reduce f32[16,256]")
     assert sums == (4 if topology.chips > 1 else 0), "two a layer"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kv", "kernels"), [("int8", 0), ("f32", 0), ("f16", 2)])
+def test_caches_that_the_attention_kernel_does_not_take_compile_in_plain_xla(
+    kv: KvDtype, kernels: int, tmp_path: Path
+) -> None:
+    program = tiny_program(tmp_path, Precision("f16", 32, kv))
+    step = describe(program, tpu_platform(1), 64, (Bucket(16, 16),)).step
+    report = run(Job(step, pages=7, compile=("step_16x16",), topology=TOPOLOGIES["v5e-1"])).report
+    found = report["buckets"]["step_16x16"]
+    assert found["custom_calls"].get("tpu_custom_call", 0) == kernels
+    assert found["aliased_bytes"] >= 8 * step.cache.page_bytes
