@@ -328,10 +328,14 @@ class Body:
             self.finish(unit, "whole_")
 
     def part_places(self, unit: Unit, row: Expr, index: Expr) -> dict[str, Expr]:
-        """Return where a row's part lies, in the first thread's scratch."""
+        """Return where a row's part lies, in the first thread's scratch.
+
+        There is room for the parts of each token and head of the cache; a run's tokens lie together, a head
+        of it after the other.
+        """
         spec = self.spec
-        pair = unit.run.token * spec.kv_heads + unit.kv_head
-        start = spec.scratch_offsets["parts"] + (pair * spec.group * MOST_PARTS) * spec.part_size
+        before = unit.run.token * spec.kv_heads + unit.kv_head * unit.run.count
+        start = spec.scratch_offsets["parts"] + (before * spec.group * MOST_PARTS) * spec.part_size
         start = keep(start + (index * unit.run.count * spec.group + row) * spec.part_size)
         return {"peak": start, "sum": keep(start + LANES), "result": keep(start + 2 * LANES)}
 

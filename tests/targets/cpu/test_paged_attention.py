@@ -153,6 +153,19 @@ def test_parts_of_a_sequence_may_end_in_any_order(isa: Isa, load_kernels: Any, a
         assert same(case.run(library, case.batch, case.q, 3, together=True), alone)
 
 
+@pytest.mark.parametrize("index", [0, 4, 6], ids=lambda index: "-".join(map(str, SHAPES[index])))
+def test_parts_of_a_run_of_several_tokens_keep_apart(
+    index: int, isa: Isa, load_kernels: Any, align: Align
+) -> None:
+    library = load_kernels(kernels(isa), isa)
+    for chunks in ([(128, 136)], [(499, 506)], [(300, 303), (490, 495)], [(200, 202), (450, 454), (505, 507)]):
+        case = Case(kernels(isa)[index], align, chunks, pages=96)
+        whole = case.run(library, case.batch, case.q, 1)
+        np.testing.assert_allclose(whole["y"], case.expected(), rtol=2e-5, atol=1e-5)
+        for threads in (2, 3, 8):
+            assert same(case.run(library, case.batch, case.q, threads), whole), f"{chunks}, {threads} threads"
+
+
 def test_parts_grow_with_the_position(load_kernels: Any, align: Align) -> None:
     isa = host_isa()
     kernel = PagedAttention(isa, 2, 1, 32, 16, "f32", 0.2, 0, 8192, True, True)
