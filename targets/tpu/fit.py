@@ -45,18 +45,20 @@ def refuse(
     cache = step.cache.blocks * fit.page_bytes
     needs = fit.weight_bytes + cache + TEMPORARIES
     context = step.cache.blocks * step.cache.page
-    problem = (
-        f"the model does not fit '{topology.name}': each chip needs {needs / GB:.2f} GB "
-        f"({fit.weight_bytes / GB:.2f} GB of weights, {cache / GB:.2f} GB of cache for one context of "
-        f"{context} tokens) and has {fit.usable_bytes / GB:.2f} GB"
+    parts = (
+        f"{fit.weight_bytes / GB:.2f} GB of weights, {TEMPORARIES / GB:.2f} GB for a step's temporaries, "
+        f"{cache / GB:.2f} GB of cache for one context of {context} tokens"
     )
-    for other in TOPOLOGIES.values():
-        if other.chips * other.generation.hbm_bytes <= topology.chips * topology.generation.hbm_bytes:
-            continue
+    problem = (
+        f"the model does not fit '{topology.name}': each chip needs {needs / GB:.2f} GB ({parts}) "
+        f"and has {fit.usable_bytes / GB:.2f} GB"
+    )
+    larger = (one for one in TOPOLOGIES.values() if one.hbm_bytes > topology.hbm_bytes)
+    for other in sorted(larger, key=lambda one: (one.hbm_bytes, one.chips)):
         there = describe(program, tpu_platform(other.chips), context, step.buckets).step
         if fit_of(there, other).pages >= there.cache.blocks:
             hint = f"the smallest topology that fits is '{other.name}'"
             break
     else:
-        hint = "no topology that is known has room; quantize to int4, or shorten --context"
-    return TargetRefused(problem, where=said, hint=f"{hint}; or use --dtype int4, or a shorter --context")
+        hint = "no topology that is known has room"
+    return TargetRefused(problem, where=said, hint=f"{hint}; else use --dtype int4, or a shorter --context")

@@ -39,11 +39,12 @@ def verification(step: Step, info: TargetInfo) -> dict[str, str]:
             "function": "run: the build compares its answers with the program's in onnxruntime, see `lower` "
             "in quality.json; not with --no-check",
         }
-    rows = "compiled for the topology; run on a processor as `--target xla:cpu`"
-    kernel = "a Pallas kernel, compiled for the topology; Pallas' interpreter runs it in tokc's tests"
+    rows = "plain XLA, compiled for the topology; run on a processor in tokc's tests and as `xla:cpu`"
+    kernel = "a Pallas kernel, compiled for the topology; run by Pallas' interpreter in tokc's tests"
     choice = {"xla": rows, "pallas": kernel}
     return {
-        "function": rows,
+        "function": "compiled for the topology; a small model's is run on a processor in tokc's tests, its "
+        "kernels interpreted",
         "attention": choice[step.attention],
         "products with int8 and int4": choice[step.products],
         "memory": "XLA's memory analysis of every bucket",

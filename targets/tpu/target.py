@@ -115,8 +115,7 @@ def tpu_devices() -> tuple[Device, ...]:
     return tuple(
         Device(
             name,
-            f"{topology.chips} x {topology.generation.kind}, "
-            f"{topology.chips * topology.generation.hbm_bytes >> 30} GiB, {topology.libtpu_name}",
+            f"{topology.chips} x {topology.generation.kind}, {topology.hbm_bytes >> 30} GiB",
             topology == here,
             dtypes=("int4", "int8", "f16"),
             verified="interpreted",

@@ -49,6 +49,11 @@ class Topology:
         return f"{self.generation.name}-{self.chips * self.generation.cores}"
 
     @property
+    def hbm_bytes(self) -> int:
+        """Return the memory of all chips together."""
+        return self.chips * self.generation.hbm_bytes
+
+    @property
     def libtpu_name(self) -> str:
         """Return its name as libtpu has it, `v5e:2x2`."""
         return f"{self.generation.name}:{'x'.join(map(str, self.generation.shapes[self.chips]))}"

@@ -1,15 +1,13 @@
 """The paged cache and attention in JAX against their definitions in f64."""
 
-import functools
-import importlib
 from typing import Any
 
 import jax
-import jax._src.literals
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.targets.tpu.interpreted import interpret_kernels
 from tokc.targets.tpu import attention
 
 PAGE, BLOCKS, PAGES = 16, 6, 24
@@ -139,11 +137,7 @@ def test_the_pallas_kernel_interpreted_answers_as_the_definition(
     window: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """JAX's kernel runs in Pallas' interpreter, over padded heads and bfloat16 pages, as on a TPU."""
-    kernel = importlib.import_module("jax.experimental.pallas.ops.tpu.ragged_paged_attention.kernel")
-    interpreted = functools.partial(kernel.pl.pallas_call, interpret=True)
-    monkeypatch.setattr(kernel.pl, "pallas_call", interpreted)
-    # The interpreter asks constants of an index for a shape, which those of this version lack.
-    monkeypatch.setattr(jax._src.literals.TypedInt, "shape", (), raising=False)
+    interpret_kernels(monkeypatch)
     rng, batch = np.random.default_rng(6), step()
     q = rng.normal(size=(10, 6, 64)).astype(np.float32)
     cache = np.nan_to_num(np.array(filled(rng, 4, 128, batch)))

@@ -60,3 +60,13 @@ def test_caches_that_the_attention_kernel_does_not_take_compile_in_plain_xla(
     found = report["buckets"]["step_16x16"]
     assert found["custom_calls"].get("tpu_custom_call", 0) == kernels
     assert found["aliased_bytes"] >= 8 * step.cache.page_bytes
+
+
+@pytest.mark.slow
+def test_a_cache_beyond_the_memory_is_reported_as_xla_finds_it(tmp_path: Path) -> None:
+    program = tiny_program(tmp_path, Precision("int8", 32, "f16"))
+    step = describe(program, tpu_platform(1), 64, (Bucket(1, 1),)).step
+    pages = (17 << 30) // step.cache.page_bytes
+    report = run(Job(step, pages=pages, compile=("step_1x1",), topology=TOPOLOGIES["v5e-1"])).report
+    assert report["out_of_memory"]["bucket"] == "step_1x1"
+    assert "hbm" in report["out_of_memory"]["message"].lower()

@@ -94,3 +94,21 @@ def test_chips_are_found_by_their_pci_ids(tmp_path: Path) -> None:
     found = topology_here(tmp_path)
     assert found is not None
     assert found.name == "v5e-4"
+
+
+def test_the_smallest_with_room_is_so_by_memory_not_by_name(
+    program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One v6e has more memory than one v5e and less than four, and is listed after them."""
+    tiny = {name: replace(one, hbm_bytes=one.hbm_bytes >> 30) for name, one in GENERATIONS.items()}
+    known = {n: replace(one, generation=tiny[one.generation.name]) for n, one in TOPOLOGIES.items()}
+    monkeypatch.setattr(fit, "TEMPORARIES", 0)
+    monkeypatch.setattr(fit, "TOPOLOGIES", known)
+    step = step_of(program, 1, 128)
+    need = fit.chip_bytes(step)[0] + step.cache.page_bytes * (step.cache.blocks + 1)
+    for name, one in known.items():
+        room = int(need * one.hbm_bytes / (24 * fit.USABLE * one.chips))
+        known[name] = replace(one, generation=replace(one.generation, hbm_bytes=room))
+    refused = fit.refuse(program, known["v5e-1"], fit.fit_of(step, known["v5e-1"]), step)
+    assert refused.hint is not None
+    assert "'v6e-1'" in refused.hint

@@ -1,6 +1,5 @@
 """Rows of ops that read weights, against their definitions in f64."""
 
-import functools
 from typing import Any
 
 import jax.numpy as jnp
@@ -8,6 +7,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from tests.targets.tpu.interpreted import interpret_kernels
 from tokc.runtime.executors.xla import four_bits
 from tokc.targets.tpu import products, rows
 from tokc.targets.tpu.step import Bucket, Cache, Node, Step
@@ -88,8 +88,7 @@ def test_the_kernel_of_a_product_interpreted(
     shape: tuple[int, int], bits: int, *, signed: bool, with_offset: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Columns in one block and in three, of which the last is short; rows in one block and in two."""
-    interpreted = functools.partial(products.pl.pallas_call, interpret=True)
-    monkeypatch.setattr(products.pl, "pallas_call", interpreted)
+    interpret_kernels(monkeypatch)
     monkeypatch.setattr(products, "MOST_DEPTH", 256)
     monkeypatch.setattr(products, "DEPTH_AT_ONCE", 256)
     rng = np.random.default_rng(4)
