@@ -14,6 +14,8 @@ import pytest
 
 # Triton's functions run in its interpreter here; what compiles them does so in processes of its own.
 os.environ["TRITON_INTERPRET"] = "1"
+# What a test builds is built, whatever the user's cache holds.
+os.environ.setdefault("TOKC_BUILD_CACHE", "off")
 
 FIGURE = "figure"
 CONTEXT = 1024

@@ -35,9 +35,21 @@ WEIGHTS = Knob(
     summary="where the CPU runtime keeps weights: copied to huge pages, or mapped and shared",
 )
 
-KNOBS = (WEIGHTS,)
+BUILD_CACHE = Knob(
+    "TOKC_BUILD_CACHE",
+    accepted=("on", "off"),
+    default="on",
+    summary="whether `tokc build` keeps artifacts in the user's cache and finds them again",
+)
+
+KNOBS = (WEIGHTS, BUILD_CACHE)
 
 
 def weights_residence() -> str:
     """Return `huge-pages` or `mmap`."""
     return WEIGHTS.read()
+
+
+def build_cache_on() -> bool:
+    """Return whether builds are kept and found again."""
+    return BUILD_CACHE.read() == "on"

@@ -9,6 +9,7 @@ import tokc
 from tokc.cli import (
     bench,
     build,
+    check,
     doctor,
     export,
     inspect,
@@ -38,6 +39,7 @@ app.command()(run.run)
 app.command()(serve.serve)
 app.command()(bench.bench)
 app.command()(report.report)
+app.command()(check.check)
 app.command()(inspect.inspect)
 app.command()(export.export)
 app.command()(verify.verify)

@@ -1,16 +1,77 @@
 """`tokc build`: from a model's files to an artifact."""
 
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tokc.cli import check as gates_of
+from tokc.cli.check import GATE_HELP, Inconclusive
 from tokc.cli.console import console, needs_extra, print_json, progress
+from tokc.errors import TokcError
 
 if TYPE_CHECKING:
-    from tokc.compiler import Build, Request
+    from collections.abc import Callable
+
+    from tokc.artifact.build_cache import Option
+    from tokc.compiler import Request
+    from tokc.cost.gates import Gate, Judged
+    from tokc.cost.measure import Bench
+    from tokc.report.gate_figures import Pricing
 
 Model = Annotated[Path, typer.Argument(help="A Hugging Face folder or a GGUF file.", show_default=False)]
+BENCH = "from tokc.cli.entry import main; main()"
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """The options that decide an artifact's bytes, as they were given, and those that only look on."""
+
+    model: Path
+    options: "Mapping[str, Option]"
+    dump_ir: Path | None
+    print_after: tuple[str, ...]
+    stop_after: str | None
+
+    @property
+    def looks_on(self) -> bool:
+        """Return whether the passes must run because something is to be seen of them."""
+        return bool(self.dump_ir or self.print_after or self.stop_after)
+
+    def request(self) -> "Request":
+        """Return it as the compiler takes it; imports the compiler."""
+        with needs_extra("build", "build"):
+            from tokc.compiler import Request, precision
+        given = self.options
+        kv_dtype = given["kv_dtype"]
+        return Request(
+            self.model,
+            target=str(given["target"]),
+            precision=precision(str(given["dtype"]), None if kv_dtype is None else str(kv_dtype)),
+            passes=None if given["passes"] is None else str(given["passes"]),
+            context=None if given["context"] is None else int(given["context"]),
+            check=bool(given["check"]),
+            dump_ir=self.dump_ir,
+            print_after=self.print_after,
+            stop_after=self.stop_after,
+        )
+
+
+@dataclass(frozen=True)
+class _Built:
+    """An artifact and its ledger; `kept_s` is what its first build took if it was found in the cache."""
+
+    path: Path | None
+    pipeline: str
+    ledger: Sequence[Mapping[str, object]]
+    seconds: float
+    kept_s: float | None = None
 
 
 def build(
@@ -28,44 +89,122 @@ def build(
     dump_ir: Annotated[Path | None, typer.Option(help="Write the program after each pass here.")] = None,
     print_after: Annotated[list[str] | None, typer.Option(help="Print the program after this pass.")] = None,
     stop_after: Annotated[str | None, typer.Option(help="Stop after this pass; write no artifact.")] = None,
+    gate: Annotated[list[str] | None, typer.Option(help=GATE_HELP)] = None,
+    price: Annotated[str | None, typer.Option(help="For gates on cost; as in `tokc check`.")] = None,
+    utilization: Annotated[str | None, typer.Option(help="For gates on cost. [default: 100%]")] = None,
+    inconclusive: Annotated[Inconclusive, typer.Option(help="What a gate that noise hides does.")] = "fail",
+    cache: Annotated[bool, typer.Option(help="Take an identical build from the user's cache.")] = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Compile a model into an artifact that `tokc run` and `tokc serve` load."""
-    with needs_extra("build", "build"):
-        from tokc.compiler import Request, precision
-    request = Request(
-        model,
-        target=target,
-        precision=precision(dtype, kv_dtype),
-        passes=passes,
-        context=context,
-        check=check,
-        dump_ir=dump_ir,
-        print_after=tuple(print_after or ()),
-        stop_after=stop_after,
-    )
+    options: dict[str, Option] = {"target": target, "dtype": dtype, "kv_dtype": kv_dtype, "passes": passes}
+    options |= {"context": context, "check": check}
+    asked = _Asked(model, options, dump_ir, tuple(print_after or ()), stop_after)
     if dry_run:
-        _estimate(request, as_json=as_json)
-    else:
-        _build(request, out, as_json=as_json)
-
-
-def _build(request: "Request", out: Path | None, *, as_json: bool) -> None:
-    from tokc.compiler import build as compile_model
-    from tokc.compiler import default_out
-
-    with progress() as say:
-        result = compile_model(request, out or default_out(request.model), say)
-    ledger = [entry.to_json() for entry in result.ledger]
-    if as_json:
-        path = None if result.path is None else str(result.path)
-        print_json({"artifact": path, "pipeline": result.pipeline, "ledger": ledger})
+        _estimate(asked.request(), as_json=as_json)
         return
-    _print_ledger(result)
+    pricing = gates_of.pricing_of(price, utilization)
+    gates = gates_of.parse(gate, pricing)
+    if gates and stop_after is not None:
+        raise typer.BadParameter("--stop-after writes no artifact that --gate could hold")
+    built = _build(asked, out or _default_out(model), cache=cache)
+    judged = _judge(built, gates, pricing)
+    _show(built, judged, as_json=as_json)
+    gates_of.hold(judged, inconclusive_fails=inconclusive == "fail")
 
 
-def _print_ledger(result: "Build") -> None:
+def _default_out(model: Path) -> Path:
+    """Return NAME.tokc in the working folder; as the compiler does, without importing it."""
+    return Path(f"{model.stem if model.is_file() else model.resolve().name}.tokc")
+
+
+def _build(asked: _Asked, out: Path, *, cache: bool) -> _Built:
+    """Take the artifact from the cache, or build it and keep it there."""
+    from tokc.artifact.build_cache import BuildCache, default_folder, key_of
+    from tokc.knobs import build_cache_on
+
+    start_s = time.perf_counter()
+    cached = BuildCache(default_folder()) if cache and build_cache_on() and not asked.looks_on else None
+    with progress() as say:
+        key = ""
+        if cached is not None and asked.model.exists():
+            say(f"look for an identical build in {cached.folder}")
+            key = key_of(asked.model, asked.options, out.name.removesuffix(".tokc"))
+            kept = cached.fetch(key, out)
+            if kept is not None:
+                quality = json.loads((out / "quality.json").read_text())
+                took_s = time.perf_counter() - start_s
+                return _Built(out, quality["pipeline"], quality["ledger"], took_s, kept.seconds)
+        built = _compile(asked, out, start_s, say)
+        if cached is not None and built.path is not None and not cached.keep(key, built.path, built.seconds):
+            say(f"not kept: no room in {cached.folder}")
+    return built
+
+
+def _compile(asked: _Asked, out: Path, start_s: float, say: "Callable[[str], None]") -> _Built:
+    request = asked.request()
+    from tokc.compiler import build as compile_model
+
+    result = compile_model(request, out, say)
+    ledger = [{**entry.to_json(), "seconds": entry.seconds} for entry in result.ledger]
+    return _Built(result.path, result.pipeline, ledger, time.perf_counter() - start_s)
+
+
+def _judge(built: _Built, gates: "tuple[Gate, ...]", pricing: "Pricing") -> "tuple[Judged, ...]":
+    """Hold the artifact against its gates; one that bounds what only a bench tells has it measured."""
+    if not gates or built.path is None:
+        return ()
+    from tokc.report.gate_figures import bench_of, figures_of, judge_all
+
+    batches = sorted({gate.batch for gate in gates if gate.measured and gate.batch is not None})
+    if any(gate.measured for gate in gates) and not _has(bench_of(built.path), batches):
+        _measure(built.path, batches)
+    return judge_all(gates, figures_of(built.path, pricing))
+
+
+def _has(bench: "Bench | None", batches: "Sequence[int]") -> bool:
+    return bench is not None and set(batches) <= {point.batch for point in bench.points}
+
+
+def _measure(artifact: Path, batches: "Sequence[int]") -> None:
+    """Run `tokc bench` in a process of its own, whose memory holds nothing of the compiler.
+
+    Raises: TokcError if it fails.
+    """
+    options = [text for batch in batches for text in ("--batch", str(batch))]
+    command = [sys.executable, "-c", BENCH, "bench", str(artifact), *options]
+    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        said = done.stderr.strip().splitlines()
+        raise TokcError(
+            f"the gates need a bench, which failed: {said[-1] if said else done.returncode}",
+            where=str(artifact),
+            hint=f"the artifact is whole; measure it where it runs: tokc bench {artifact}",
+        )
+
+
+def _show(built: _Built, judged: "Sequence[Judged]", *, as_json: bool) -> None:
+    if as_json:
+        from tokc.cost import records
+
+        ledger = [{name: fact for name, fact in row.items() if name != "seconds"} for row in built.ledger]
+        facts: dict[str, object] = {
+            "artifact": built.path and str(built.path),
+            "pipeline": built.pipeline,
+            "ledger": ledger,
+        }
+        facts |= {"ledger": ledger, "seconds": round(built.seconds, 3), "cached": built.kept_s is not None}
+        print_json({**facts, "gates": [records.encode(one) for one in judged]})
+        return
+    _print_ledger(built)
+    if judged:
+        from tokc.report import gate_table
+
+        console().print("", gate_table.terminal(judged))
+
+
+def _print_ledger(built: _Built) -> None:
     from rich.table import Table
 
     from tokc.report import units
@@ -73,23 +212,31 @@ def _print_ledger(result: "Build") -> None:
     table = Table("pass", box=None, pad_edge=False, header_style="dim")
     for column in ("nodes", "weights", "bytes/token", "KL, nats", "seconds"):
         table.add_column(column, justify="right")
-    for entry in result.ledger:
-        kl = entry.kl_mean
+    for row in built.ledger:
+        kl, seconds = row.get("kl_mean"), row.get("seconds")
         table.add_row(
-            entry.pass_spec,
-            str(entry.nodes_after),
-            units.scaled(entry.weight_bytes_after, "B"),
-            units.change(entry.bytes_before, entry.bytes_after),
-            "–" if kl is None else "exact" if entry.exact else f"{kl:.1e}",
-            f"{entry.seconds:.2f}",
+            str(row["pass_spec"]),
+            str(row["nodes_after"]),
+            units.scaled(_number(row["weight_bytes_after"]), "B"),
+            units.change(_number(row["bytes_before"]), _number(row["bytes_after"])),
+            "–" if kl is None else "exact" if row["exact"] else f"{_number(kl):.1e}",
+            "–" if seconds is None else f"{_number(seconds):.2f}",
         )
     out = console()
     out.print(table)
-    if result.path is None:
+    if built.path is None:
         out.print("stopped as asked; no artifact was written")
         return
-    size = sum(file.stat().st_size for file in result.path.rglob("*") if file.is_file())
-    out.print(f"\n[bold]{result.path}[/] {units.scaled(size, 'B')}; try: tokc run {result.path}")
+    if built.kept_s is not None:
+        first, now = units.seconds(built.kept_s), units.seconds(built.seconds)
+        out.print(f"\nfound in the build cache: the first build of the same took {first}, this one {now}")
+    size = sum(file.stat().st_size for file in built.path.rglob("*") if file.is_file())
+    out.print(f"\n[bold]{built.path}[/] {units.scaled(size, 'B')}; try: tokc run {built.path}")
+
+
+def _number(value: object) -> float:
+    assert isinstance(value, int | float), "the ledger has numbers there"
+    return float(value)
 
 
 def _estimate(request: "Request", *, as_json: bool) -> None:

@@ -1,0 +1,178 @@
+"""Artifacts that were built before, found by what they were built of.
+
+The key is the sha256 of all that an artifact's bytes follow from: the model's files, the options, the name,
+tokc's version and source, the packages that compile, and the machine where it is the target. Nothing of the
+compiler is imported, so that a hit takes as long as hashing the model and copying the artifact.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import tokc
+from tokc.artifact.writer import canonical_json, written_aside
+from tokc.cost.devices import cpu_features, cpu_name
+from tokc.errors import TokcError
+from tokc.runtime.artifact import verify
+
+LIMIT_BYTES = 10 << 30
+HOST_KINDS = ("cpu", "xla")
+DRIVERS = ("/dev/nvidiactl", "/dev/kfd")  # a build for a GPU that is here runs its code once
+# What makes an artifact's bytes, beside tokc itself.
+PACKAGES = (
+    "apache-tvm", "gguf", "jax", "libtpu", "ml_dtypes", "numpy", "onnx", "onnx-ir", "onnxruntime",
+    "tokenizers", "triton", "ziglang",
+)  # fmt: skip
+SOURCES = (".py", ".c", ".toml")
+
+Option = str | int | bool | None
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A build that was found again; `seconds` is what it took when it was made."""
+
+    path: Path
+    seconds: float
+
+
+def default_folder() -> Path:
+    """Return the folder of builds in the user's cache (XDG_CACHE_HOME, else ~/.cache)."""
+    stated = os.environ.get("XDG_CACHE_HOME", "")
+    base = Path(stated) if Path(stated).is_absolute() else Path.home() / ".cache"
+    return base / "tokc" / "builds"
+
+
+@dataclass(frozen=True)
+class BuildCache:
+    """A folder with an artifact a key, of `limit_bytes` at most; what was not used for longest goes first."""
+
+    folder: Path
+    limit_bytes: int = LIMIT_BYTES
+
+    def fetch(self, key: str, out: Path) -> Kept | None:
+        """Copy the artifact of a key to `out` and check its hashes; None if there is none that is whole."""
+        entry = self.folder / key
+        if not (entry / "manifest.json").is_file():
+            return None
+        try:
+            with written_aside(out) as folder:
+                shutil.copytree(entry, folder, dirs_exist_ok=True)
+                verify(folder)
+            seconds = float(json.loads(self._note(key).read_text())["seconds"])
+        except (TokcError, OSError, ValueError, KeyError):
+            self._drop(key)
+            return None
+        with suppress(OSError):
+            os.utime(entry)
+        return Kept(out, seconds)
+
+    def keep(self, key: str, artifact: Path, seconds: float) -> bool:
+        """Keep a copy of an artifact that took `seconds` to build; return whether there was room."""
+        if _size(artifact) > self.limit_bytes:
+            return False
+        try:
+            with written_aside(self.folder / key) as folder:
+                shutil.copytree(artifact, folder, dirs_exist_ok=True)
+            self._note(key).write_bytes(canonical_json({"seconds": round(seconds, 2)}))
+            os.utime(self.folder / key)
+            self._trim()
+        except (TokcError, OSError):
+            return False
+        return True
+
+    def entries(self) -> list[Path]:
+        """Return the artifacts that are kept, the one that was not used for longest first."""
+        found = [path for path in self.folder.glob("*") if (path / "manifest.json").is_file()]
+        return sorted(found, key=lambda path: path.stat().st_mtime)
+
+    def _trim(self) -> None:
+        sizes = {path: _size(path) for path in self.entries()}
+        total = sum(sizes.values())
+        for path, size in sizes.items():
+            if total <= self.limit_bytes:
+                return
+            self._drop(path.name)
+            total -= size
+
+    def _drop(self, key: str) -> None:
+        shutil.rmtree(self.folder / key, ignore_errors=True)
+        with suppress(OSError):
+            self._note(key).unlink()
+
+    def _note(self, key: str) -> Path:
+        return self.folder / f"{key}.json"
+
+
+def key_of(model: Path, options: Mapping[str, Option], name: str) -> str:
+    """Return the key of a build: 64 hexadecimal digits.
+
+    `options` are the build's, as they were given; `name` is the artifact's, which its manifest repeats.
+    Raises: TokcError if the model cannot be read.
+    """
+    target = str(options["target"])
+    stated = {
+        "format": 1,
+        "inputs": _hashes(model),
+        "options": dict(options),
+        "name": name,
+        "tokc": tokc.__version__,
+        "source": _source_hash(),
+        "packages": {package: _version(package) for package in PACKAGES},
+        "python": platform.python_version(),
+        "host": _host(target),
+    }
+    return hashlib.sha256(canonical_json(stated)).hexdigest()
+
+
+def _host(target: str) -> list[str]:
+    drivers = [path for path in DRIVERS if Path(path).exists()]
+    if target.partition(":")[0] not in HOST_KINDS:
+        return drivers
+    return [platform.machine(), cpu_name(), *sorted(cpu_features()), *drivers]
+
+
+def _hashes(model: Path) -> dict[str, str]:
+    """Return the sha256 of the model's file, or of every file of its folder."""
+    try:
+        if model.is_dir():
+            files = sorted(path for path in model.rglob("*") if path.is_file())
+            return {path.relative_to(model).as_posix(): _sha256(path) for path in files}
+        return {model.name: _sha256(model)}
+    except OSError as error:
+        raise TokcError(f"cannot read the model '{model}': {error.strerror or error}") from error
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _source_hash() -> str:
+    """Return the sha256 over tokc's own files, so that a change of the compiler is another build."""
+    root, digest = Path(tokc.__file__).parent, hashlib.sha256()
+    for folder, folders, files in os.walk(root, followlinks=True):
+        folders.sort()
+        for file in sorted(file for file in files if file.endswith(SOURCES)):
+            path = Path(folder, file)
+            digest.update(f"{path.relative_to(root)}\0".encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

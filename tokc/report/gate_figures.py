@@ -1,0 +1,174 @@
+"""Finds the figures that gates bound: in the artifact's own files, and in a bench of it."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokc.cost import records
+from tokc.cost.gates import METRICS, Found, Gate, Judged, judge
+from tokc.cost.intervals import Interval
+from tokc.cost.measure import Bench, Point
+from tokc.cost.prices import Price, usd_per_token
+from tokc.cost.spread import Spread
+from tokc.errors import TokcError, UnknownOption
+from tokc.report.collect import KV_ITEM_BYTES, KV_SCALE_BYTES, bench_path, manifest_sha256
+from tokc.runtime.artifact import Artifact
+from tokc.runtime.manifest import KvInfo
+
+TOKENS = 1e6
+POINTS: Mapping[str, Callable[[Point], Spread]] = {
+    "ttft": lambda point: point.ttft_s,
+    "tpot": lambda point: point.tpot_s,
+    "tokens_per_s": lambda point: point.tokens_per_s,
+    "prefill_tokens_per_s": lambda point: point.prefill_tokens_per_s,
+}
+MEASURED_BY = {
+    "bench": "measure it: tokc bench {artifact}",
+    "ledger": "a build that checks its passes measures it: tokc build MODEL --check --out {artifact}",
+}
+
+
+@dataclass(frozen=True)
+class Pricing:
+    """What turns a rate into a cost; `price` None where nobody stated one."""
+
+    price: Price | None = None
+    utilization: float = 1.0
+
+
+@dataclass(frozen=True)
+class Figures:
+    """All that is known of an artifact; `bench` is None where it was not measured."""
+
+    artifact: Path
+    counted: Mapping[str, float]
+    ledger: Mapping[str, float]
+    bench: Bench | None
+    pricing: Pricing
+
+    def find(self, gate: Gate) -> tuple[Found, ...]:
+        """Return the figure that a gate bounds: one, or one for each batch size that was measured.
+
+        Raises: TokcError naming the command that measures it; UnknownOption if a cost has no price.
+        """
+        source = METRICS[gate.metric].source
+        if source == "bench":
+            return self._measured(gate)
+        known = self.counted if source == "artifact" else self.ledger
+        if gate.metric not in known:
+            raise self._missing(gate, "the artifact's ledger (quality.json) does not hold it")
+        return (Found(known[gate.metric]),)
+
+    def _measured(self, gate: Gate) -> tuple[Found, ...]:
+        if self.bench is None:
+            raise self._missing(gate, f"there is no bench of this build at '{bench_path(self.artifact)}'")
+        once = {"peak_rss": float(self.bench.peak_rss_bytes), "load_s": self.bench.load_s}
+        if gate.metric in once:
+            return (Found(once[gate.metric], repetitions=1),)
+        points = [point for point in self.bench.points if gate.batch in {None, point.batch}]
+        if not points:
+            batches = ", ".join(str(point.batch) for point in self.bench.points)
+            raise self._missing(
+                gate, f"the bench has batch {batches}, not {gate.batch}", f" --batch {gate.batch}"
+            )
+        return tuple(self._at(gate, point) for point in points)
+
+    def _at(self, gate: Gate, point: Point) -> Found:
+        if gate.metric in POINTS:
+            spread = POINTS[gate.metric](point)
+            moments = spread.moments()
+            figure = spread.median if moments is None else moments[0]
+            return Found(figure, spread.interval(), point.batch, spread.repetitions)
+        if self.pricing.price is None:
+            raise UnknownOption(
+                f"gate '{gate.text}' needs a price",
+                hint='what an hour of it costs: --price 0.20/h, or price = "0.20/h" in the gates file',
+            )
+        rate = self._at(Gate("tokens_per_s", gate.compare, 0.0, point.batch, gate.text), point)
+        assert rate.interval is not None, "a rate is measured several times"
+        ends = (self._usd(rate.interval.high), self._usd(rate.interval.low))
+        return Found(self._usd(rate.figure), Interval(*ends), point.batch, rate.repetitions)
+
+    def _usd(self, tokens_per_s: float) -> float:
+        """Return USD for a million tokens; without end where the interval reaches no tokens at all."""
+        assert self.pricing.price is not None, "asked before"
+        if tokens_per_s <= 0:
+            return float("inf")
+        return usd_per_token(self.pricing.price, tokens_per_s, self.pricing.utilization) * TOKENS
+
+    def _missing(self, gate: Gate, why: str, options: str = "") -> TokcError:
+        command = MEASURED_BY[METRICS[gate.metric].source].format(artifact=self.artifact)
+        return TokcError(
+            f"'{gate.metric}' was not measured: {why}",
+            where=f"gate '{gate.text}'",
+            hint=f"{command}{options}",
+        )
+
+
+def figures_of(path: Path, pricing: Pricing, bench: Path | None = None) -> Figures:
+    """Read an artifact's figures; `bench` None takes what `tokc bench` wrote of this build, if it did.
+
+    Raises: TokcError if a file is damaged, or the bench that was named is of another build.
+    """
+    artifact = Artifact.open(path, verify=False)
+    files = artifact.manifest.files
+    counted = {
+        "size": float(folder_bytes(path)),
+        "weight_bytes": float(sum(one.bytes for name, one in files.items() if name.endswith(".safetensors"))),
+        "kv_bytes_per_token": kv_bytes_per_token(artifact.manifest.kv),
+    }
+    return Figures(path, counted, final_quality(path), bench_of(path, bench), pricing)
+
+
+def judge_all(gates: tuple[Gate, ...], figures: Figures) -> tuple[Judged, ...]:
+    """Return the verdict of every gate, at every batch size that it bounds.
+
+    Raises: TokcError if a gate's metric was not measured.
+    """
+    return tuple(judge(gate, found) for gate in gates for found in figures.find(gate))
+
+
+def folder_bytes(path: Path) -> int:
+    """Return the size of all files of an artifact, the manifest included."""
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+def kv_bytes_per_token(kv: KvInfo) -> float:
+    """Return what one token takes in the cache of all layers, scales included."""
+    head_bytes = kv.head_dim * KV_ITEM_BYTES[kv.dtype] + (KV_SCALE_BYTES if kv.dtype == "int8" else 0)
+    return 2 * kv.layers * kv.kv_heads * head_bytes
+
+
+def final_quality(path: Path) -> dict[str, float]:
+    """Return the figures of the last program against the imported one, none where nothing was compared.
+
+    Raises: TokcError if the ledger is not JSON.
+    """
+    file = path / "quality.json"
+    try:
+        value = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    except ValueError as error:
+        raise TokcError(f"'{file}' is not JSON: {error}") from error
+    final = value.get("final") or {}
+    return {name: float(figure) for name, figure in final.items() if isinstance(figure, int | float)}
+
+
+def bench_of(artifact: Path, named: Path | None = None) -> Bench | None:
+    """Return the bench of this very build, None where there is none beside the artifact.
+
+    Raises: TokcError if a bench that was named is missing, damaged or of another build.
+    """
+    path = named or bench_path(artifact)
+    if named is None and not path.exists():
+        return None
+    bench = records.read(Bench, path)
+    if bench.manifest_sha256 == manifest_sha256(artifact):
+        return bench
+    if named is None:
+        return None
+    raise TokcError(
+        f"the bench is of another build of '{bench.artifact}'",
+        where=str(path),
+        hint=f"measure this one: tokc bench {artifact}",
+    )
