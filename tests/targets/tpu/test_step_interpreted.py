@@ -49,12 +49,8 @@ def test_prefill_and_decode_answer_as_the_program_as_far_as_bfloat16_goes(
     described = describe(program, tpu_platform(1), CONTEXT, (Bucket(TOKENS, TOKENS),))
     step = described.step
     assert (step.attention, step.cache.kv_heads, step.cache.dim) == ("pallas", 4, 128)
-    weights, caches = (
-        loaded(described),
-        jax.tree.map(
-            lambda each: jnp.zeros(each.shape, each.dtype), arguments(step, step.buckets[0], PAGES)[1]
-        ),
-    )
+    parameters, shapes = loaded(described), arguments(step, step.buckets[0], PAGES)[1]
+    caches = jax.tree.map(lambda each: jnp.zeros(each.shape, each.dtype), shapes)
     assert {name: array.shape for name, array in parameters.items()} == {
         weight.name: weight.shape for weight in step.weights
     }
