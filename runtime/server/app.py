@@ -38,16 +38,24 @@ def create_app(engine: Engine, settings: Settings | None = None) -> Starlette:
 
 def app_of(service: Service) -> Starlette:
     """Return the application of a service."""
+
+    def keyed(endpoint: Endpoint) -> Endpoint:
+        async def guarded(http: HttpRequest) -> Response:
+            await service.authorize(http, call_of(http))
+            return await endpoint(http)
+
+        return guarded
+
     routes = [
-        Route("/v1/chat/completions", chat_completions(service), methods=["POST"]),
-        Route("/v1/completions", completions(service), methods=["POST"]),
-        Route("/v1/models", endpoints.models(service)),
-        Route("/v1/models/{model:path}", endpoints.model(service)),
-        Route("/tokenize", endpoints.tokenize(service), methods=["POST"]),
-        Route("/detokenize", endpoints.detokenize(service), methods=["POST"]),
+        Route("/v1/chat/completions", keyed(chat_completions(service)), methods=["POST"]),
+        Route("/v1/completions", keyed(completions(service)), methods=["POST"]),
+        Route("/v1/models", keyed(endpoints.models(service))),
+        Route("/v1/models/{model:path}", keyed(endpoints.model(service))),
+        Route("/tokenize", keyed(endpoints.tokenize(service)), methods=["POST"]),
+        Route("/detokenize", keyed(endpoints.detokenize(service)), methods=["POST"]),
+        Route("/metrics", keyed(endpoints.metrics(service))),
         Route("/health", endpoints.health(service)),
         Route("/ready", endpoints.ready(service)),
-        Route("/metrics", endpoints.metrics(service)),
         Route("/version", endpoints.version),
         Route("/openapi.json", endpoints.openapi),
     ]

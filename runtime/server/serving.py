@@ -22,6 +22,7 @@ from tokc.runtime.server.service import Service
 
 STOPPED, KILLED = 0, 1
 CLOSE_S = 5
+SEND_BUFFER_BYTES = 128 << 10
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -100,6 +101,35 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
+def tls_of(certificate: Path | None, key: Path | None) -> Tls | None:
+    """Return both files, or None for neither.
+
+    Raises: UnknownOption if one is missing.
+    """
+    if certificate is None and key is None:
+        return None
+    if certificate is None or key is None:
+        raise UnknownOption("TLS needs a certificate and its key", hint="give both --tls-cert and --tls-key")
+    return Tls(certificate, key)
+
+
+def require_safe_bind(host: str, *, has_keys: bool, has_tls: bool, allow: bool) -> list[str]:
+    """Return what to warn of before listening on `host`.
+
+    Raises: UnknownOption if other machines would be let in without a key, unless `allow` says so.
+    """
+    if is_loopback(host):
+        return []
+    if not has_keys and not allow:
+        raise UnknownOption(
+            f"'{host}' lets other machines in, and there are no API keys",
+            where="--host",
+            hint="give --api-keys FILE, or --allow-public if something else guards it",
+        )
+    warnings = [] if has_keys else [f"whoever reaches {host} may use this server"]
+    return warnings if has_tls else [*warnings, "without TLS, keys and texts cross the network in clear"]
+
+
 def server_of(service: Service, *, tls: Tls | None = None) -> Server:
     """Return a server for sockets from `listen`."""
     settings = service.settings
@@ -147,6 +177,7 @@ def listen(host: str, port: int, *, write_timeout_s: float) -> socket.socket:
         # Connections inherit these; only the kernel can end one whose peer keeps its window closed.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(write_timeout_s * 1000))
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         listener.bind(address)
     except OSError as error:
         listener.close()

@@ -33,10 +33,13 @@ class Turn:
         Raises: ApiError if there is no place; RequestRefused if the engine cannot run it.
         """
         self.service, self.call, self.request = service, call, request
+        call.user, call.stream, call.each = request.user, request.stream, request.best_of
+        call.priority = service.priority(call, request.priority)
         self.running = self._requests(prompts)
         self.writer = Writer(request, service.engine.name, service.engine.tokenizer)
+        service.admission.check(len(self.running))
+        service.spend(call, sum(map(len, prompts)))
         service.admission.enter(len(self.running))
-        call.user, call.stream = request.user, request.stream
 
     def close(self) -> None:
         """Give the places back and write down what was used."""
@@ -87,7 +90,7 @@ class Turn:
                 prompt,
                 _seeded(params, index),
                 cache_salt=self.service.cache_salt(self.call, request.cache_salt),
-                priority=self.service.priority(self.call, request.priority),
+                priority=self.call.priority,
             )
             for prompt in prompts
             for index in range(request.best_of)

@@ -10,9 +10,11 @@ from tokc.cli import (
     bench,
     build,
     check,
+    diff,
     doctor,
     export,
     inspect,
+    key,
     opt,
     passes,
     report,
@@ -37,9 +39,11 @@ app = typer.Typer(
 app.command()(build.build)
 app.command()(run.run)
 app.command()(serve.serve)
+app.command()(key.key)
 app.command()(bench.bench)
 app.command()(report.report)
 app.command()(check.check)
+app.command()(diff.diff)
 app.command()(inspect.inspect)
 app.command()(export.export)
 app.command()(verify.verify)
