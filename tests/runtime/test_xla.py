@@ -181,3 +181,12 @@ def test_an_artifact_for_more_devices_is_refused(built: compiler.Build, tmp_path
     (tmp_path / "kernels" / "xla.json").write_text(json.dumps({**index, "chips": 99}))
     with pytest.raises(ArtifactRefused, match="99"):
         XlaExecutor.open(Artifact(tmp_path, artifact.manifest))
+
+
+def test_a_tpus_artifact_is_refused_where_there_is_none(built: compiler.Build, tmp_path: Path) -> None:
+    index = json.loads((built.artifact / "kernels" / "xla.json").read_text())
+    artifact = Artifact.open(built.artifact, verify=False)
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "kernels" / "xla.json").write_text(json.dumps({**index, "platform": "tpu"}))
+    with pytest.raises(ArtifactRefused, match="1 'tpu' devices, this machine has 0"):
+        XlaExecutor.open(Artifact(tmp_path, artifact.manifest))

@@ -34,10 +34,16 @@ def tensor_type(argument: dict[str, Any]) -> str:
     return "x".join([*map(str, argument["shape"]), MLIR_NAMES[argument["dtype"]]])
 
 
-def test_an_artifact_is_exported_with_its_weights_and_signatures(tmp_path: Path) -> None:
+def test_an_artifact_is_inspected_and_exported_with_its_weights_and_signatures(tmp_path: Path) -> None:
     model = tiny_folder("llama", tmp_path / "model", num_hidden_layers=1)
     request = compiler.Request(model, target="xla:cpu", precision=Precision("int8", 32, "f32"), check=False)
     artifact = compiler.build(request, tmp_path / "m.tokc").artifact
+    shown = CliRunner().invoke(app, ["inspect", str(artifact)])
+    assert shown.exit_code == 0, shown.output
+    assert "step_512x64.stablehlo" in shown.output
+    assert "XLA compiles them when the artifact is loaded" in shown.output
+    planless = CliRunner().invoke(app, ["inspect", "--plan", str(artifact)])
+    assert "no plan of launches" in str(planless.exception)
     out = tmp_path / "out"
     result = CliRunner().invoke(app, ["export", str(artifact), "--out", str(out), "--json"])
     assert result.exit_code == 0, result.output
