@@ -11,6 +11,7 @@ from tokc.cli import (
     build,
     check,
     diff,
+    diff,
     doctor,
     export,
     inspect,
@@ -43,6 +44,7 @@ app.command()(key.key)
 app.command()(bench.bench)
 app.command()(report.report)
 app.command()(check.check)
+app.command()(diff.diff)
 app.command()(diff.diff)
 app.command()(inspect.inspect)
 app.command()(export.export)

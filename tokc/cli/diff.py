@@ -1,0 +1,61 @@
+"""`tokc diff`: what changed between two artifacts."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tokc.cli.console import console, print_json, progress
+
+if TYPE_CHECKING:
+    from tokc.cost.measure import Load
+    from tokc.cost.paired import PairedFigure
+
+
+def diff(
+    before: Annotated[Path, typer.Argument(help="A NAME.tokc folder.", show_default=False)],
+    after: Annotated[Path, typer.Argument(help="Another one.", show_default=False)],
+    *,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Bench both on this machine, in turns, and compare.")
+    ] = False,
+    batch: Annotated[
+        list[int] | None, typer.Option(min=1, help="Requests at once, of --measure. [default: 1, 8]")
+    ] = None,
+    prompt_tokens: Annotated[int, typer.Option(min=1, help="Tokens of a prompt.")] = 128,
+    output_tokens: Annotated[int, typer.Option(min=2, help="Tokens of an answer.")] = 32,
+    rounds: Annotated[int, typer.Option(min=3, help="How often each is run, in turns.")] = 6,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads. [default: every core]")] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the difference as JSON.")] = False,
+) -> None:
+    """Compare two artifacts: configuration, passes, tensors, kernels, size, quality, and speed."""
+    from dataclasses import replace
+
+    from tokc.cost import records
+    from tokc.cost.measure import Load
+    from tokc.report import diff_text
+    from tokc.report.diff import diff as compare
+
+    found = compare(before, after)
+    if measure:
+        load = Load(prompt_tokens, output_tokens, rounds)
+        found = replace(found, paired=_measure((before, after), tuple(batch or (1, 8)), load, threads))
+    if as_json:
+        print_json(records.encode(found))
+    elif markdown:
+        typer.echo(diff_text.markdown(found), nl=False)
+    else:
+        console().print(diff_text.terminal(found))
+
+
+def _measure(
+    paths: tuple[Path, Path], batches: tuple[int, ...], load: "Load", threads: int | None
+) -> "tuple[PairedFigure, ...]":
+    import tokc
+    from tokc.cost.paired import measure_paired
+
+    with progress() as say:
+        say(f"load {paths[0]} and {paths[1]}")
+        with tokc.load(paths[0], threads=threads) as first, tokc.load(paths[1], threads=threads) as second:
+            return measure_paired((first, second), batches, load, say)
