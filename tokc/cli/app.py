@@ -11,7 +11,6 @@ from tokc.cli import (
     build,
     check,
     diff,
-    diff,
     doctor,
     export,
     inspect,
@@ -44,7 +43,6 @@ app.command()(key.key)
 app.command()(bench.bench)
 app.command()(report.report)
 app.command()(check.check)
-app.command()(diff.diff)
 app.command()(diff.diff)
 app.command()(inspect.inspect)
 app.command()(export.export)
