@@ -121,6 +121,9 @@ def compile_one(kernel: Kernel, arch: Architecture) -> Compiled:
     )
     target = GPUTarget(arch.backend, arch.triton, arch.warp)
     options = {"num_warps": kernel.warps, "num_stages": kernel.stages}
+    if arch.backend == "hip":
+        # Narrow and wide tiles must use the same matrix instruction: a token's bits depend on it.
+        options["matrix_instr_nonkdim"] = 16
     made = triton.compile(source, target=target, options=options)
     return _collect(kernel, arch, made)
 

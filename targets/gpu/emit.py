@@ -37,6 +37,7 @@ POINTER_BYTES = 16
 class Emission(Lowering):
     """A lowering for a GPU."""
 
+    architecture: str = field(kw_only=True)
     kernels: dict[str, Kernel] = field(default_factory=dict)
     halves: dict[ir.Value, Slot] = field(default_factory=dict)
 
@@ -81,14 +82,16 @@ class Emission(Lowering):
         )
 
 
-def emit(program: Program, limits: Limits) -> tuple[Plan, tuple[Kernel, ...], tuple[Tensor, ...]]:
+def emit(
+    program: Program, architecture: str, limits: Limits
+) -> tuple[Plan, tuple[Kernel, ...], tuple[Tensor, ...]]:
     """Return the plan (arena not yet placed), its kernels in the plan's order and its weights.
 
     Raises: TargetRefused if the program is not in ragged form or holds a node that no GPU kernel runs.
     """
     if program.form != "ragged":
         raise TargetRefused("GPU targets run ragged programs only", hint="add kv-layout to the passes")
-    low = Emission(program, bounds(program, limits))
+    low = Emission(program, bounds(program, architecture, limits), architecture=architecture)
     for node in program.graph:
         lower = LOWER.get((node.domain, node.op_type))
         if lower is None:
@@ -110,10 +113,10 @@ def emit(program: Program, limits: Limits) -> tuple[Plan, tuple[Kernel, ...], tu
     return plan, kernels, tuple(low.tensors.values())
 
 
-def bounds(program: Program, limits: Limits) -> dict[str, int]:
+def bounds(program: Program, architecture: str, limits: Limits) -> dict[str, int]:
     """Return the largest value of every symbol, and the sizes by which the runtime cuts a step in tiles."""
     page = program.kv.page if program.kv else 1
-    wide, narrow = (attention(program, limits.context, wide=form) for form in (True, False))
+    wide, narrow = (attention(program, architecture, limits.context, wide=form) for form in (True, False))
     return {
         "tokens": limits.tokens,
         "rows": limits.rows,
@@ -129,9 +132,7 @@ def bounds(program: Program, limits: Limits) -> dict[str, int]:
     }
 
 
-def attention(
-    program: Program, context: int, *, wide: bool, scale: float = 1.0, window: int = 0
-) -> PagedAttention:
+def attention(program: Program, architecture: str, context: int, *, wide: bool) -> PagedAttention:
     """Return the attention kernel of a program's layers."""
     config, kv = program.config, program.kv
     assert kv is not None, "a ragged program has a cache layout"
@@ -141,10 +142,10 @@ def attention(
         head_dim=config.head_dim,
         page=kv.page,
         dtype=kv.dtype,
-        scale=scale,
-        window=window,
+        scale=config.head_dim**-0.5,
         context=context,
         wide=wide,
+        architecture=architecture,
     )
 
 
@@ -246,7 +247,11 @@ def lower_linear(low: Emission, node: ir.Node) -> None:
         kernel = linear.variant(
             wide=steps == "wide", bias=bias is not None, x_stride=x.stride, y_dtype=y_dtype, rows=x.rows
         )
-        low.launch(node, kernel, operands, x.rows, steps)
+        scratch = tuple(
+            low.buffer(Buffer(f"{kernel.symbol}.{name}", "scratch", dtype, shape))
+            for name, dtype, shape in kernel.scratch
+        )
+        low.launch(node, kernel, (*operands, *scratch), x.rows, steps)
 
 
 def lower_split(low: Emission, node: ir.Node) -> None:
@@ -302,8 +307,10 @@ def lower_paged_attention(low: Emission, node: ir.Node) -> None:
     width = integer(node, "heads") * low.program.config.head_dim
     context = low.limits["context"]
     scale, window = number(node, "scale", 1.0), integer(node, "window")
-    narrow = attention(low.program, context, wide=False, scale=scale, window=window)
-    wide = replace(narrow, wide=True)
+    narrow, wide = (
+        replace(attention(low.program, low.architecture, context, wide=form), scale=scale, window=window)
+        for form in (False, True)
+    )
     read = (
         low.slots[required(q)].operand,
         *low.caches(tuple(caches)),

@@ -71,7 +71,7 @@ class Vendor:
                 hint="pip install 'tokc-compiler[gpu]'",
             )
         arch = ARCHITECTURES[device]
-        plan, kernels, tensors = emit(program, limits)
+        plan, kernels, tensors = emit(program, device, limits)
         plan = plan_memory(plan)
         compiled = compile_kernels(kernels, arch)
         files = {

@@ -37,6 +37,9 @@ FEW_COLUMNS = 2048
 MANY_COLUMNS = 16384
 # At 4 bits a quarter of it is a product of its own, which must fill the matrix instruction's 16 columns.
 LEAST_BLOCK_K = 64
+# Programs that keep a large GPU busy, and the least columns that are worth a program of their own.
+MULTIPROCESSORS = 128
+LEAST_RANGE = 256
 
 
 @dataclass(frozen=True)
@@ -208,7 +211,7 @@ class Linear:
             rows=rows,
             tile_rows=WIDE_ROWS if wide else NARROW_TOKENS,
             tile=None,
-            shared_out=False,
+            shared_out=not wide and default_tile(self).splits > 1,
         )
 
 
@@ -221,11 +224,21 @@ def default_tile(kernel: Linear) -> Tile:
     """
     narrow = kernel.tile_rows <= NARROW_TOKENS
     block_k = default_block_k(kernel)
-    if kernel.n <= FEW_COLUMNS:
-        return Tile(WARP_GROUP_ROWS // 2, block_k, 4, 5 if narrow else 3)
     if kernel.n < MANY_COLUMNS:
-        return Tile(WARP_GROUP_ROWS, block_k, 4, 5 if narrow else 3)
+        block_n = WARP_GROUP_ROWS // 2 if kernel.n <= FEW_COLUMNS else WARP_GROUP_ROWS
+        return Tile(block_n, block_k, 4, 5 if narrow else 3, default_splits(kernel, block_n))
     return Tile(2 * WARP_GROUP_ROWS, block_k, 8, (3 if kernel.bits == 8 else 4) if narrow else 2)
+
+
+def default_splits(kernel: Linear, block_n: int) -> int:
+    """Return in how many ranges the columns are summed: more where there are few tiles of rows.
+
+    A program of its own for each range lets a narrow step keep a large GPU's multiprocessors at work.
+    """
+    tiles, splits = -(-kernel.n // block_n), 1
+    while tiles * splits < MULTIPROCESSORS and kernel.k >= 2 * splits * LEAST_RANGE:
+        splits *= 2
+    return splits
 
 
 def default_block_k(kernel: Linear) -> int:

@@ -52,7 +52,7 @@ class Case:
 
     def executor(self) -> GpuExecutor:
         """Return an executor of its own, so that no cache holds what another run wrote."""
-        _, kernels, _ = emit(self.built.program, Limits(context=CONTEXT))
+        _, kernels, _ = emit(self.built.program, "sm_80", Limits(context=CONTEXT))
         driver = InterpreterDriver({kernel.symbol: kernel for kernel in kernels})
         return GpuExecutor(Artifact.open(self.built.artifact), driver, kv_bytes=1 << 20)
 
