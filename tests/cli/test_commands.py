@@ -16,8 +16,8 @@ from tokc.cost import devices
 from tokc.errors import GateNotMet, TokcError
 
 COMMANDS = {
-    "build", "run", "serve", "key", "bench", "report", "check", "diff", "inspect", "export", "verify",
-    "passes", "targets", "doctor", "opt",
+    "build", "run", "serve", "key", "bench", "report", "check", "diff", "compare", "inspect", "export",
+    "verify", "passes", "targets", "doctor", "opt",
 }  # fmt: skip
 TOOLS = {"entry", "app", "console", "inspect_gpu", "inspect_xla", "__init__"}
 FOLDER = Path(program.__file__).parent

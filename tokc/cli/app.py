@@ -10,6 +10,7 @@ from tokc.cli import (
     bench,
     build,
     check,
+    compare,
     diff,
     doctor,
     export,
@@ -44,6 +45,7 @@ app.command()(bench.bench)
 app.command()(report.report)
 app.command()(check.check)
 app.command()(diff.diff)
+app.command()(compare.compare)
 app.command()(inspect.inspect)
 app.command()(export.export)
 app.command()(verify.verify)

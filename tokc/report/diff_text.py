@@ -3,29 +3,17 @@
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
-from rich.console import Group, RenderableType
-from rich.padding import Padding
-from rich.table import Table
-from rich.text import Text
+from rich.console import Group
 
+from tokc.report import sections as as_tables
 from tokc.report import units
 from tokc.report.diff import Change, Diff, TensorChange, TensorStorage
 from tokc.report.diff_figures import Amount
+from tokc.report.sections import Section
 
 NOISE = "within noise"
 MOST_ROWS = 30
-
-
-@dataclass(frozen=True)
-class Section:
-    """A table of what differs; `note` stands below it, or in its place if it has no rows."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    note: str | None = None
 
 
 def sections(diff: Diff) -> Iterator[Section]:
@@ -47,46 +35,17 @@ def sections(diff: Diff) -> Iterator[Section]:
 
 def terminal(diff: Diff) -> Group:
     """Return the diff for a rich console."""
-    parts: list[RenderableType] = [Text(_headline(diff), style="bold")]
-    for section in _shown(diff):
-        table = Table(title=section.title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-        for index, column in enumerate(section.columns):
-            table.add_column(column, justify="left" if index == 0 else "right", header_style="dim")
-        for row in section.rows:
-            table.add_row(*(Text(cell) for cell in row))
-        parts.append(table if section.rows else Text(section.title, style="bold"))
-        if section.note:
-            parts.append(Text(section.note, style="dim"))
-    return Group(*(Padding(part, (0, 0, 1, 0)) for part in parts))
+    return as_tables.terminal(_headline(diff), sections(diff))
 
 
 def markdown(diff: Diff) -> str:
     """Return the diff as Markdown; long tables are folded."""
-    lines = [f"### {_headline(diff)}", ""]
-    for section in _shown(diff):
-        folded = len(section.rows) > 12
-        lines += [f"<details><summary>{section.title}</summary>" if folded else f"**{section.title}**", ""]
-        if section.rows:
-            lines.append(f"| {' | '.join(section.columns)} |")
-            lines.append(f"|:--|{'--:|' * (len(section.columns) - 1)}")
-            lines += [f"| {' | '.join(_escaped(cell) for cell in row)} |" for row in section.rows]
-            lines.append("")
-        lines += [section.note, ""] if section.note else []
-        lines += ["</details>", ""] if folded else []
-    return "\n".join(lines).rstrip() + "\n"
-
-
-def _shown(diff: Diff) -> Iterator[Section]:
-    return (section for section in sections(diff) if section.rows or section.note)
+    return as_tables.markdown(_headline(diff), sections(diff))
 
 
 def _headline(diff: Diff) -> str:
     before, after = diff.before, diff.after
     return f"{before.path} ({before.target}) → {after.path} ({after.target})"
-
-
-def _escaped(cell: str) -> str:
-    return cell.replace("|", "\\|").replace("\n", " ")
 
 
 def _changes(title: str, changes: Sequence[Change]) -> Section:

@@ -1,0 +1,249 @@
+"""What a million output tokens costs, over artifacts, devices and hosted APIs."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+from tokc.cost.devices import Host, probe
+from tokc.cost.hosted import Hosted, break_even
+from tokc.cost.measure import Bench
+from tokc.cost.prices import DEFAULT_PRICE, Price, parse_price, usd_per_token
+from tokc.cost.roofline import Work, predict, read_work
+from tokc.cost.sheet import Sheet, device_sheet, sheet_for
+from tokc.errors import UnknownOption
+from tokc.report.gate_figures import bench_of, kv_bytes_per_token
+from tokc.runtime.artifact import Artifact
+
+HERE = "this machine"
+UTILIZATIONS = (0.1, 0.3, 0.6, 1.0)
+PREDICTED_BATCHES = (1, 8, 32)
+PREDICTED_PROMPT, PREDICTED_OUTPUT = 128, 64
+MTOK = 1e6
+
+Prices = Mapping[str, Price]
+
+
+@dataclass(frozen=True)
+class CostAt:
+    """USD for a million output tokens where the machine serves for `utilization` of the paid time."""
+
+    utilization: float
+    usd_per_mtok: float
+
+
+@dataclass(frozen=True)
+class Option:
+    """An artifact on a device at a batch size; `basis` tells if the rate was measured or predicted.
+
+    `low` and `high` are the 95 % interval of a measured rate; `costs` is empty and `price` None where the
+    device has no price. `foreign` tells that its kernels are for another target: only the work is its.
+    """
+
+    artifact: str
+    target: str
+    device: str
+    basis: str
+    batch: int
+    prompt_tokens: int
+    output_tokens: int
+    tokens_per_s: float
+    low: float | None
+    high: float | None
+    price: str | None
+    costs: tuple[CostAt, ...]
+    foreign: bool = False
+
+    def at(self, utilization: float) -> float | None:
+        """Return the cost at a utilization, None without a price."""
+        return next((one.usd_per_mtok for one in self.costs if one.utilization == utilization), None)
+
+
+@dataclass(frozen=True)
+class BreakEven:
+    """From which utilization on an option costs less than an API, for its lengths; above 1 it never does."""
+
+    artifact: str
+    device: str
+    batch: int
+    hosted: str
+    hosted_usd_per_mtok: float
+    utilization: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Options and APIs; `notes` say what is left out and which price is old."""
+
+    options: tuple[Option, ...]
+    hosted: tuple[Hosted, ...]
+    break_evens: tuple[BreakEven, ...]
+    notes: tuple[str, ...]
+    schema_version: int = 1
+
+
+def parse_prices(texts: Sequence[str]) -> Prices:
+    """Return prices by device: `h100-sxm=2.50/h`, or `0.20/h` (or a row of the sheet) for this machine.
+
+    Raises: TokcError if a price is none; UnknownOption if a device is unknown or named twice.
+    """
+    prices: dict[str, Price] = {}
+    for text in texts:
+        device, sign, amount = text.rpartition("=")
+        device = device if sign else HERE
+        if device != HERE and device not in device_sheet():
+            raise UnknownOption(f"unknown device '{device}'; choose from {', '.join(device_sheet())}")
+        if device in prices:
+            raise UnknownOption(f"two prices for {device}", hint="name the device: --price h100-sxm=2.50/h")
+        prices[device] = parse_price(amount)
+    return prices
+
+
+def compare(
+    paths: Sequence[Path],
+    devices: Sequence[str] | None,
+    prices: Prices,
+    hosted: Sequence[Hosted],
+    today: date,
+) -> Comparison:
+    """Compare artifacts on the machine of their bench and on devices of the sheet.
+
+    Without `devices`, an artifact that has no bench is predicted for the device of its target.
+    Raises: TokcError if an artifact is damaged; UnknownOption if a device is unknown.
+    """
+    sheets = [_sheet(name) for name in devices or ()]
+    options: list[Option] = []
+    notes: list[str] = []
+    for path in paths:
+        options += _Costing(path, prices, notes).options(sheets)
+    unpriced = sorted({one.device for one in options if one.price is None})
+    notes += [f"no price for {device}: --price '{device}=2.50/h' states one" for device in unpriced]
+    notes += [
+        f"{one.name}: the price is of {one.published}, older than a year"
+        for one in hosted
+        if one.stale(today)
+    ]
+    stale = sorted({price.name for price in prices.values() if price.stale(today)})
+    notes += [f"{name}: the price is older than a year" for name in stale]
+    return Comparison(tuple(options), tuple(hosted), _break_evens(options, hosted), tuple(notes))
+
+
+def _sheet(name: str) -> Sheet:
+    if name not in device_sheet():
+        raise UnknownOption(f"unknown device '{name}'; choose from {', '.join(device_sheet())}")
+    return device_sheet()[name]
+
+
+class _Costing:
+    """Makes the options of one artifact; what is left out goes into `notes`."""
+
+    def __init__(self, path: Path, prices: Prices, notes: list[str]) -> None:
+        manifest = Artifact.open(path, verify=False).manifest
+        self.path, self.prices, self.notes = path, prices, notes
+        self.manifest = manifest
+        self.target = f"{manifest.target.kind}:{manifest.target.device}"
+        self.work: Work = read_work(path)
+        self.bench: Bench | None = bench_of(path)
+
+    def options(self, sheets: Sequence[Sheet]) -> list[Option]:
+        found = [] if self.bench is None else self._measured(self.bench)
+        for sheet in sheets:
+            found += self._predicted(sheet.name, sheet.host(), foreign=self.target not in sheet.targets)
+        if found or sheets:
+            return found
+        sheet_here = sheet_for(self.target)
+        if sheet_here is not None:
+            return self._predicted(sheet_here.name, sheet_here.host())
+        return self._predicted(HERE, probe(uses=self.manifest.target.features))
+
+    def _measured(self, bench: Bench) -> list[Option]:
+        options = []
+        for point in bench.points:
+            interval, moments = point.tokens_per_s.interval(), point.tokens_per_s.moments()
+            rate = point.tokens_per_s.median if moments is None else moments[0]
+            lengths = (point.batch, point.prompt_tokens, point.output_tokens)
+            options.append(self._option(HERE, "measured", lengths, rate, (interval.low, interval.high)))
+        return options
+
+    def _predicted(self, device: str, host: Host, *, foreign: bool = False) -> list[Option]:
+        points = () if self.bench is None else self.bench.points
+        lengths = [(point.batch, point.prompt_tokens, point.output_tokens) for point in points]
+        options = []
+        for batch, prompt, output in lengths or [
+            (batch, PREDICTED_PROMPT, PREDICTED_OUTPUT) for batch in PREDICTED_BATCHES
+        ]:
+            if self._bytes(batch, prompt + output) > host.memory_bytes:
+                self.notes.append(f"{self.path}: batch {batch} does not fit the memory of {device}")
+                continue
+            rate = output_rate(self.work, host, batch, prompt, output)
+            options.append(
+                self._option(device, "predicted", (batch, prompt, output), rate, None, foreign=foreign)
+            )
+        return options
+
+    def _bytes(self, batch: int, context: int) -> float:
+        weights = sum(one.bytes for name, one in self.manifest.files.items() if name.endswith(".safetensors"))
+        return weights + batch * context * kv_bytes_per_token(self.manifest.kv)
+
+    def _option(
+        self,
+        device: str,
+        basis: str,
+        lengths: tuple[int, int, int],
+        rate: float,
+        interval: tuple[float, float] | None,
+        *,
+        foreign: bool = False,
+    ) -> Option:
+        price = self.prices.get(device)
+        if price is None and device == HERE and sheet_for(self.target) is None:
+            price = parse_price(DEFAULT_PRICE)
+        costs = () if price is None else _costs(price, rate)
+        return Option(
+            artifact=str(self.path),
+            target=self.target,
+            device=device,
+            basis=basis,
+            batch=lengths[0],
+            prompt_tokens=lengths[1],
+            output_tokens=lengths[2],
+            tokens_per_s=rate,
+            low=None if interval is None else interval[0],
+            high=None if interval is None else interval[1],
+            price=None if price is None else f"{price.usd_per_hour:g} USD/h, {price.name}",
+            costs=costs,
+            foreign=foreign,
+        )
+
+
+def output_rate(work: Work, host: Host, batch: int, prompt: int, output: int) -> float:
+    """Return output tokens a second by the roofline: prompts first, then a token a sequence and step."""
+    prefill_s = predict(work.reading(batch=batch, prompt=prompt), host).seconds
+    decode_s = predict(work.decode.at(sequences=batch, context=prompt + output // 2), host).seconds
+    return batch * output / (prefill_s + (output - 1) * decode_s)
+
+
+def cheapest(options: Sequence[Option]) -> tuple[Option, ...]:
+    """Return, for each artifact and device, the batch at which a token costs least, in the order given."""
+    best: dict[tuple[str, str, str], Option] = {}
+    for option in options:
+        key = (option.artifact, option.device, option.basis)
+        best[key] = max(best.get(key, option), option, key=lambda one: one.tokens_per_s)
+    return tuple(best.values())
+
+
+def _costs(price: Price, tokens_per_s: float) -> tuple[CostAt, ...]:
+    return tuple(CostAt(share, usd_per_token(price, tokens_per_s, share) * MTOK) for share in UTILIZATIONS)
+
+
+def _break_evens(options: Sequence[Option], hosted: Sequence[Hosted]) -> tuple[BreakEven, ...]:
+    found = []
+    for option in cheapest(options):
+        full = option.at(1.0)
+        if full is None:
+            continue
+        for one in hosted:
+            asked = one.per_output_mtok(option.prompt_tokens, option.output_tokens)
+            share = break_even(full, asked)
+            found.append(BreakEven(option.artifact, option.device, option.batch, one.name, asked, share))
+    return tuple(found)
