@@ -64,7 +64,8 @@ class Artifact:
         """
         if verify:
             self._check_names()
-        if weights_residence() == "huge-pages" and WEIGHTS in self.manifest.files:
+        here = self.manifest.target.kind == "cpu"  # others bring their weights to a device, piece by piece
+        if here and weights_residence() == "huge-pages" and WEIGHTS in self.manifest.files:
             self._begin_reading(hashed=verify)
         if verify:
             self._begin_checking()

@@ -9,6 +9,7 @@ from tokc.artifact.vocabulary import vocabulary_tensors
 from tokc.artifact.writer import canonical_json, write_files, write_safetensors, written_aside
 from tokc.errors import TokcError, UnknownOption
 from tokc.importers import import_model
+from tokc.importers.mapping import release_pages
 from tokc.instruments import Instruments, LedgerEntry
 from tokc.ir.execute import onnx_bytes
 from tokc.ir.ops import node_cost
@@ -77,7 +78,7 @@ class Estimate:
 
 
 def precision(dtype: str, kv_dtype: str | None) -> Precision:
-    """Return the precision that `dtype` (int4, int8, f16, f32) and `kv_dtype` (default f16, or f32 for f32) name.
+    """Return the precision that `dtype` (int4, int8, f16, f32) and `kv_dtype` (default f16; f32 for f32) name.
 
     Raises: UnknownOption listing what is accepted.
     """
@@ -165,9 +166,12 @@ def largest_tensor_bytes(program: Program) -> int:
 def _write(folder: Path, made: Build, lowered: Lowered, run: Instruments, progress: Progress) -> None:
     """Write every file of the artifact; the manifest, which hashes the others, comes last."""
     program, pipeline = made.program, made.pipeline
-    digest = write_safetensors(
-        folder / WEIGHTS_FILE, lowered.tensors, lambda tensor: progress(f"pack {tensor}")
-    )
+
+    def packing(tensor: str) -> None:
+        release_pages()
+        progress(f"pack {tensor}")
+
+    digest = write_safetensors(folder / WEIGHTS_FILE, lowered.tensors, packing)
     weights = FileInfo(sha256=digest, bytes=(folder / WEIGHTS_FILE).stat().st_size)
     files = {
         **lowered.files,

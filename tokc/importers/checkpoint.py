@@ -16,6 +16,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from tokc.errors import ImportRefused
+from tokc.importers.mapping import mapped
 
 F32Array = npt.NDArray[np.float32]
 MappedBytes = npt.NDArray[np.uint8]
@@ -190,18 +191,18 @@ def _header(path: Path) -> tuple[dict[str, object], MappedBytes]:
     size = path.stat().st_size
     if size <= LENGTH_BYTES:
         raise _damaged(path, f"the file has only {size} bytes")
-    mapped = np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
-    length = int.from_bytes(mapped[:LENGTH_BYTES].tobytes(), "little")
+    data = mapped(path)
+    length = int.from_bytes(data[:LENGTH_BYTES].tobytes(), "little")
     end = LENGTH_BYTES + length
     if length > HEADER_LIMIT_BYTES or end > size:
         raise _damaged(path, f"its header claims {length} bytes of a file of {size} bytes")
     try:
-        header = json.loads(mapped[LENGTH_BYTES:end].tobytes())
+        header = json.loads(data[LENGTH_BYTES:end].tobytes())
     except ValueError as error:
         raise _damaged(path, f"its header is not JSON: {error}") from error
     if not isinstance(header, dict):
         raise _damaged(path, "its header is not a JSON object")
-    return header, mapped[end:]
+    return header, data[end:]
 
 
 def _array(path: Path, name: str, entry: object, data: MappedBytes) -> npt.NDArray[np.generic]:

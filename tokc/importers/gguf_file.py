@@ -18,6 +18,7 @@ from gguf import GGMLQuantizationType as Quantization
 
 from tokc.errors import ImportRefused
 from tokc.importers.checkpoint import Dense, Grid, MappedBytes, Weight, lazy
+from tokc.importers.mapping import mapped
 
 Metadata = Mapping[str, object]
 Rows = npt.NDArray[np.int64]
@@ -120,11 +121,7 @@ class GgufFile:
 
         Raises: ImportRefused if it is no GGUF file, or truncated.
         """
-        data = (
-            np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
-            if path.stat().st_size
-            else np.empty(0, np.uint8)
-        )
+        data = mapped(path) if path.stat().st_size else np.empty(0, np.uint8)
         if data[:4].tobytes() != MAGIC:
             raise ImportRefused(
                 f"'{path.name}' is not a GGUF file", where=str(path), hint="fetch the file again"
