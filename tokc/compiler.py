@@ -78,7 +78,7 @@ class Estimate:
 
 
 def precision(dtype: str, kv_dtype: str | None) -> Precision:
-    """Return the precision that `dtype` (int4, int8, f16, f32) and `kv_dtype` (default f16; f32 for f32) name.
+    """Return the precision that `dtype` (int4, int8, f16, f32) and `kv_dtype` (default f16, or f32) name.
 
     Raises: UnknownOption listing what is accepted.
     """
