@@ -1,8 +1,10 @@
 import os
+import re
 from pathlib import Path
 
 import pytest
 
+import tokc
 from tests.runtime.small_artifact import flip_a_bit, write_small_artifact
 from tokc.artifact import build_cache
 from tokc.artifact.build_cache import BuildCache, Option, default_folder, key_of
@@ -50,6 +52,16 @@ def test_whatever_changes_the_bytes_changes_the_key(model: Path, monkeypatch: py
     (model / "generation_config.json").write_text("{}")
     keys.append(key_of(model, OPTIONS, "name"))
     assert len(set(keys)) == len(keys)
+
+
+def test_the_compilers_source_is_hashed_and_no_artifact_comes_of_the_folders_left_out() -> None:
+    root = Path(tokc.__file__).parent
+    compiler = [root / "compiler.py", *(root / "artifact").glob("*.py"), *(root / "targets").rglob("*.py")]
+    assert len(compiler) > 50
+    for path in compiler:
+        named = re.findall(r"tokc\.(cli|report|runtime\.server)\b", path.read_text())
+        assert not named, f"{path} uses tokc.{named}, whose source the key of a build does not hold"
+    assert build_cache._source_hash() == build_cache._source_hash()
 
 
 def test_a_build_for_another_machine_does_not_depend_on_this_one(
