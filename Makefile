@@ -15,7 +15,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet --no-inp
 SAY = @printf '\033[1m==>\033[0m %s\n'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-gpu test-cross check fix bench lines wheel clean
+.PHONY: help demo test test-gpu test-cross soak check fix bench lines wheel clean
 
 help: ## Print this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +46,10 @@ test-gpu: $(STAMPS)/dev ## Run what needs a GPU, on this machine's
 test-cross: $(STAMPS)/dev $(STAMPS)/qemu ## Run the kernels of other machines under QEMU (installs Debian's qemu-user)
 	$(SAY) "pytest: 64-bit ARM and AVX2 under QEMU"
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "cross or not cross" tests/targets/cpu/emulated $(ARGS)
+
+soak: $(STAMPS)/dev ## Hold 64 clients of every manner for 10 minutes against the server (ARGS="--seconds 60"); writes out/soak.json
+	$(SAY) "Soak: leaks, wrong tokens, undeclared failures"
+	@$(BIN)/python -m tests.soak --out $(OUT)/soak.json $(ARGS)
 
 check: $(STAMPS)/dev ## Lint, format, types and import contracts; changes nothing
 	$(SAY) "ruff"

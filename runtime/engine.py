@@ -227,11 +227,12 @@ class Engine:
     async def follow(self, request: Request) -> AsyncGenerator[Delta, None]:
         """Run a request and yield its deltas; leaving early aborts it."""
         async with aclosing(self.follow_all([request])) as deltas:
-            async for _, delta in deltas:
-                yield delta
+            async for news in deltas:
+                for _, delta in news:
+                    yield delta
 
-    async def follow_all(self, requests: Items[Request]) -> AsyncGenerator[tuple[int, Delta], None]:
-        """Run requests together and yield (index, delta) as they come; leaving early aborts all.
+    async def follow_all(self, requests: Items[Request]) -> AsyncGenerator[list[tuple[int, Delta]], None]:
+        """Run requests together and yield all news at once, as (index, delta); leaving early aborts all.
 
         Raises: EngineStopped if one of them fails.
         """
@@ -251,15 +252,17 @@ class Engine:
             going = list(enumerate(requests))
             while going:
                 ready.clear()
-                still = []
+                still, news = [], []
                 for index, request in going:
                     done = request.done  # read first: once it is true, every delta is there
                     while request.deltas:
-                        yield index, request.deltas.popleft()
-                    if done:
-                        request.check()
-                    else:
+                        news.append((index, request.deltas.popleft()))
+                    if not (done and request.error is None):
                         still.append((index, request))
+                if news:
+                    yield news
+                for _, request in still:
+                    request.check()
                 going = still
                 if going:
                     await ready.wait()

@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from tokc.errors import TokcError
 from tokc.runtime.request import Request
-from tokc.runtime.sequence import Result, SamplingParams
+from tokc.runtime.sequence import Delta, Result, SamplingParams
 from tokc.runtime.server.errors import Json, api_error
 from tokc.runtime.server.protocol import Completion
 from tokc.runtime.server.service import Call, Service
@@ -20,6 +21,8 @@ from tokc.runtime.server.writer import Writer, usage_json
 
 LAST_WORDS_S = 5.0
 DONE = b"data: [DONE]\n\n"
+
+_LINE_ENDS = re.compile("[\u0085\u2028\u2029]")
 
 
 class Turn:
@@ -124,6 +127,7 @@ class EventStream(Response):
         del self.headers["content-length"]
         self._turn = turn
         self._started = False
+        self._opened: set[int] = set()
 
     async def __call__(
         self,
@@ -148,19 +152,21 @@ class EventStream(Response):
 
     async def _pump(self, send: Send) -> None:
         turn, writer = self._turn, self._turn.writer
-        opened: set[int] = set()
         async with aclosing(turn.service.engine.follow_all(turn.running)) as deltas:
-            async for index, delta in deltas:
-                pieces = []
-                if index not in opened:
-                    opened.add(index)
-                    if turn.request.chat or turn.request.echo:
-                        pieces.append(writer.opening(index, turn.opening(index)))
-                if delta.text or delta.logprobs or delta.finish_reason:
-                    pieces.append(writer.chunk(index, delta.text, delta.finish_reason, delta.logprobs))
+            async for news in deltas:
+                pieces = [piece for index, delta in news for piece in self._pieces(index, delta)]
                 if pieces:
                     await self._send(send, b"".join(map(_event, pieces)))
         await self._end(send, _event(writer.usage_chunk(turn.usage)) if turn.request.include_usage else b"")
+
+    def _pieces(self, index: int, delta: Delta) -> Iterator[Json]:
+        turn, writer = self._turn, self._turn.writer
+        if index not in self._opened:
+            self._opened.add(index)
+            if turn.request.chat or turn.request.echo:
+                yield writer.opening(index, turn.opening(index))
+        if delta.text or delta.logprobs or delta.finish_reason:
+            yield writer.chunk(index, delta.text, delta.finish_reason, delta.logprobs)
 
     async def _send(self, send: Send, content: bytes, *, more: bool = True) -> None:
         if not self._started:
@@ -176,7 +182,11 @@ class EventStream(Response):
 
 
 def _event(body: Json) -> bytes:
-    return f"data: {json.dumps(body, ensure_ascii=False)}\n\n".encode()
+    text = json.dumps(body, ensure_ascii=False)
+    if not text.isascii():
+        # Clients that split lines as Unicode does would cut an event at these.
+        text = _LINE_ENDS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    return f"data: {text}\n\n".encode()
 
 
 def _seeded(params: SamplingParams, index: int) -> SamplingParams:

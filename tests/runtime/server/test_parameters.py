@@ -220,7 +220,7 @@ def test_chat_log_probabilities_carry_the_bytes(served: Served) -> None:
 class Reciter(HashModel):
     """Says one text after any prompt of one token, byte by byte."""
 
-    text = "añ→😀 née 中文 👩‍🔬".encode()
+    text = "añ→😀 née 中文 👩‍🔬 \x85\u2028\u2029\x1c\r\n.".encode()
 
     def step(self, batch: Batch) -> Float32s:
         logits = super().step(batch) * 0
