@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.report.sample import write_artifact, write_bench
+from tokc.cli import build
 from tokc.cli.app import app
 from tokc.errors import GateNotMet, TokcError, UnknownOption
 
@@ -139,6 +140,12 @@ def test_gates_come_from_a_file(artifact: Path, tmp_path: Path) -> None:
     )
     assert check(artifact, "--gates", str(path))[0] == 0
     assert isinstance(check(artifact, "--gates", str(path), "--inconclusive", "fail")[2], GateNotMet)
+
+
+def test_a_bench_for_a_builds_gates_that_fails_says_why(artifact: Path) -> None:
+    with pytest.raises(TokcError, match=r"the gates need a bench, which failed: ") as raised:
+        build._measure(artifact, [1])
+    assert f"tokc bench {artifact}" in str(raised.value.hint)
 
 
 def test_the_metrics_are_listed(artifact: Path) -> None:

@@ -24,8 +24,16 @@ def test_students_quantile_falls_to_the_normal_one() -> None:
 
 def test_the_interval_of_three_values_by_hand() -> None:
     interval = Spread.of([10.0, 11.0, 12.0]).interval()
-    half = 4.303 * 1.0 / math.sqrt(3)
-    assert (interval.low, interval.high) == pytest.approx((11 - half, 11 + half))
+    half = 4.303 * 1.0 / math.sqrt(3)  # 2.48 beside 11
+    factor = math.exp(half / 11)
+    assert (interval.low, interval.high) == pytest.approx((11 / factor, 11 * factor))
+    assert (interval.low, interval.high) == pytest.approx((11 - half, 11 + half), rel=0.05)
+
+
+def test_a_rate_cannot_be_negative_however_far_apart_its_repetitions_are() -> None:
+    interval = Spread.of([1.0, 10.0, 100.0]).interval()
+    assert 0 < interval.low < 1
+    assert interval.high > 100
 
 
 def test_a_bench_that_kept_no_deviation_has_the_same_interval_for_three() -> None:

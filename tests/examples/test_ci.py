@@ -29,6 +29,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "llama3",
         tmp_path_factory.mktemp("ci") / "tiny",
         num_hidden_layers=1,
+        max_position_embeddings=256,
         vocab_size=len(letters),
     )
     vocab = {letter: index for index, letter in enumerate(letters)}
@@ -91,6 +92,30 @@ def test_the_script_builds_gates_and_tells(model: Path, environment: dict[str, s
     done = run(model, ["tpot@64<=1s"], tmp_path / "second", environment)
     assert done.returncode == 1
     assert "the bench has batch 1, not 64" in (tmp_path / "second" / "summary.md").read_text()
+
+
+def test_a_build_measures_what_its_gates_bound(
+    model: Path, environment: dict[str, str], tmp_path: Path
+) -> None:
+    command = ["tokc", "build", str(model), "--out", "model.tokc", "--dtype", "f32", "--json"]
+
+    def build(*gates: str) -> subprocess.CompletedProcess[str]:
+        options = [word for gate in gates for word in ("--gate", gate)]
+        return subprocess.run(
+            [*command, *options], capture_output=True, text=True, check=False, env=environment, cwd=tmp_path
+        )
+
+    done = build("tpot@1<=1s", "peak_rss<=4GB")
+    assert done.returncode == 0, done.stderr
+    assert [row["verdict"] for row in json.loads(done.stdout)["gates"]] == ["met", "met"]
+    assert json.loads((tmp_path / "model.bench.json").read_text())["points"][0]["batch"] == 1
+    done = build("tokens_per_s@1>=1e9")
+    assert done.returncode == 3
+    assert json.loads(done.stdout)["cached"]
+    assert build("tokens_per_sec>=1").returncode == 2
+    assert build("tpot@2<=1s").returncode == 0
+    points = json.loads((tmp_path / "model.bench.json").read_text())["points"]
+    assert [point["batch"] for point in points] == [1, 2]  # what was measured before is measured again
 
 
 def test_the_script_says_how_it_is_used(environment: dict[str, str]) -> None:

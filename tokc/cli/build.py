@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from tokc.artifact.build_cache import Option
     from tokc.compiler import Request
     from tokc.cost.gates import Gate, Judged
-    from tokc.cost.measure import Bench
     from tokc.report.gate_figures import Pricing
 
 Model = Annotated[Path, typer.Argument(help="A Hugging Face folder or a GGUF file.", show_default=False)]
@@ -157,14 +156,12 @@ def _judge(built: _Built, gates: "tuple[Gate, ...]", pricing: "Pricing") -> "tup
         return ()
     from tokc.report.gate_figures import bench_of, figures_of, judge_all
 
-    batches = sorted({gate.batch for gate in gates if gate.measured and gate.batch is not None})
-    if any(gate.measured for gate in gates) and not _has(bench_of(built.path), batches):
-        _measure(built.path, batches)
+    asked = {gate.batch for gate in gates if gate.measured and gate.batch is not None}
+    bench = bench_of(built.path) if any(gate.measured for gate in gates) else None
+    known = set() if bench is None else {point.batch for point in bench.points}
+    if any(gate.measured for gate in gates) and (bench is None or not asked <= known):
+        _measure(built.path, sorted(asked | known))
     return judge_all(gates, figures_of(built.path, pricing))
-
-
-def _has(bench: "Bench | None", batches: "Sequence[int]") -> bool:
-    return bench is not None and set(batches) <= {point.batch for point in bench.points}
 
 
 def _measure(artifact: Path, batches: "Sequence[int]") -> None:

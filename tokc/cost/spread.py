@@ -47,13 +47,17 @@ class Spread:
         return statistics.fmean(values), statistics.stdev(values)
 
     def interval(self) -> Interval:
-        """Return the 95 % confidence interval of the mean over repetitions, by Student's t.
+        """Return the 95 % confidence interval of the mean over repetitions, by Student's t on logarithms.
 
+        Times and rates are positive, and so is their interval, however few and far apart the repetitions are.
         Where neither mean nor deviation is known it is from the least to the greatest value.
         """
         found = self.moments()
         if found is None:
             return Interval(self.least, self.greatest)
         mean, deviation = found
-        half = student_95(self.repetitions - 1) * deviation / math.sqrt(self.repetitions)
-        return Interval(mean - half, mean + half)
+        if mean <= 0:
+            return Interval(mean, mean)
+        error = deviation / mean / math.sqrt(self.repetitions)  # of the logarithm: var log x = var x / x^2
+        factor = math.exp(student_95(self.repetitions - 1) * error)
+        return Interval(mean / factor, mean * factor)

@@ -27,6 +27,9 @@ MEASURED_BY = {
     "bench": "measure it: tokc bench {artifact}",
     "ledger": "a build that checks its passes measures it: tokc build MODEL --check --out {artifact}",
 }
+NO_COMMAND = {
+    "ppl_ratio": "no command of this version measures it; every checked build has kl_mean and top1_agree"
+}
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,7 @@ class Figures:
         return TokcError(
             f"'{gate.metric}' was not measured: {why}",
             where=f"gate '{gate.text}'",
-            hint=f"{command}{options}",
+            hint=NO_COMMAND.get(gate.metric, f"{command}{options}"),
         )
 
 
