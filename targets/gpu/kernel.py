@@ -42,8 +42,8 @@ class Kernel(Protocol):
         ...
 
     @property
-    def constants(self) -> Mapping[str, int | float | bool | str]:
-        """Return the constexpr arguments by name."""
+    def constants(self) -> Mapping[str, int | float | bool | str | None]:
+        """Return the constexpr arguments by name; a pointer that the form does not take is one of them."""
         ...
 
     @property

@@ -29,6 +29,9 @@ def bench(
     chunk: Annotated[
         int | None, typer.Option(min=1, help="Tokens of the profiled prefill step. [default: 512]")
     ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Which accelerator this is, a row of the device sheet.")
+    ] = None,
     svg: Annotated[Path | None, typer.Option(help="Draw the profiled kernels under their roofs.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="[default: NAME.bench.json]")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
@@ -43,7 +46,7 @@ def bench(
         raise typer.BadParameter("--context, --chunk and --svg are of a profile: add --profile")
     batches, load = tuple(batch or (1, 8)), Load(prompt_tokens, output_tokens, repetitions)
     steps = Steps(batches, context or prompt_tokens + output_tokens // 2, chunk)
-    result = _measure(artifact, batches, load, threads, steps if profile else None)
+    result = _measure(artifact, batches, load, threads, steps if profile else None, device)
     path = out or bench_path(artifact)
     records.write(path, result)
     _draw(result, svg)
@@ -55,16 +58,24 @@ def bench(
 
 
 def _measure(
-    artifact: Path, batches: tuple[int, ...], load: "Load", threads: int | None, steps: "Steps | None"
+    artifact: Path,
+    batches: tuple[int, ...],
+    load: "Load",
+    threads: int | None,
+    steps: "Steps | None",
+    device: str | None,
 ) -> "Bench":
     import tokc
     from tokc.cost import profiling
     from tokc.cost.devices import CpuWatch, probe
     from tokc.cost.measure import Bench, measure, peak_rss_bytes
     from tokc.cost.peaks import peaks_of
+    from tokc.cost.sheet import sheet_for
     from tokc.report.collect import manifest_sha256
     from tokc.runtime.artifact import Artifact
 
+    manifest = Artifact.open(artifact, verify=False).manifest
+    sheet = sheet_for(f"{manifest.target.kind}:{manifest.target.device}", device)
     with progress() as say:
         say(f"load {artifact}")
         start_s = time.perf_counter()
@@ -74,10 +85,10 @@ def _measure(
             points = measure(engine, batches, load, say)
             peak = peak_rss_bytes()
             say("probe this machine's memory and arithmetic")
-            manifest = Artifact.open(artifact, verify=False).manifest
             weights = max(file.bytes for file in manifest.files.values())
             peaks = peaks_of(artifact, engine.executor)
-            host = probe(engine.executor, manifest.target.features, weights, peaks)
+            features = manifest.target.features
+            host = sheet.host() if sheet else probe(engine.executor, features, weights, peaks)
             profile = None if steps is None else profiling.profile(engine, host, steps, say)
             foreign = watch.foreign_share()
     return Bench(

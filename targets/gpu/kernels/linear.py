@@ -27,6 +27,7 @@ from tokc.targets.gpu.kernel import INFO, NARROW_TOKENS
 from tokc.targets.plan import Axis, Grid, Rows
 
 BITS = (4, 8, 16)
+OPTIONAL = ("scale", "offset", "bias", "partials", "counters")
 GROUPS = (32, 64, 128)
 WIDE_ROWS = 64
 SCALE_ALIGNMENT = 16
@@ -174,9 +175,11 @@ class Linear:
         return Axis(self.rows, self.tile_rows), across
 
     @property
-    def constants(self) -> Mapping[str, int | float | bool | str]:
+    def constants(self) -> Mapping[str, int | float | bool | str | None]:
         """Return the constexpr arguments."""
+        given = {name for name, _ in self.args}
         return {
+            **{name: None for name in OPTIONAL if name not in given},
             "N": self.n,
             "K": self.k,
             "X_STRIDE": self.x_stride,
@@ -192,12 +195,9 @@ class Linear:
 
     def function(self) -> Any:
         """Return the jitted function."""
-        from tokc.targets.gpu.functions import linear
+        from tokc.targets.gpu.functions.linear import linear
 
-        grid = "" if self.bits == 16 else "_scale" if self.symmetric else "_offset"
-        return getattr(
-            linear, f"linear{grid}{'_bias' if self.bias else ''}{'_shared' if self.shared_out else ''}"
-        )
+        return linear
 
     def variant(
         self, *, wide: bool, bias: bool, x_stride: int, y_dtype: str, rows: Rows = "tokens"
