@@ -132,6 +132,15 @@ def test_markdown_is_for_a_pull_request(artifact: Path) -> None:
     assert "❌ not met" in said
 
 
+def test_a_bench_on_a_busy_machine_says_so(artifact: Path) -> None:
+    bench = write_bench(artifact)
+    bench.write_text(json.dumps({**json.loads(bench.read_text()), "foreign_cpu": 0.4}))
+    said = "ther programs took 40% of the cores"
+    assert said in check(artifact, "--gate", "tpot<=1s")[1]
+    assert said in check(artifact, "--gate", "tpot<=1s", "--markdown")[1]
+    assert said not in check(artifact, "--gate", "weight_bytes<=1GB")[1]
+
+
 def test_gates_come_from_a_file(artifact: Path, tmp_path: Path) -> None:
     write_bench(artifact)
     path = tmp_path / "gates.toml"

@@ -51,8 +51,10 @@ def check(
     if not asked:
         raise UnknownOption("no gates were given", hint="--gates gates.toml, or --gate 'size<=90MB'")
     stops = inconclusive_fails(inconclusive or stated.inconclusive)
-    judged = judge_all(asked, figures_of(artifact, pricing, bench))
-    show(judged, artifact, markdown=markdown, as_json=as_json)
+    figures = figures_of(artifact, pricing, bench)
+    judged = judge_all(asked, figures)
+    note = figures.disturbed if any(one.measured for one in asked) else None
+    show(judged, artifact, note, markdown=markdown, as_json=as_json)
     hold(judged, inconclusive_fails=stops)
 
 
@@ -83,17 +85,22 @@ def inconclusive_fails(stated: str | None) -> bool:
     return stated != "pass"
 
 
-def show(judged: "Sequence[Judged]", artifact: Path, *, markdown: bool, as_json: bool) -> None:
-    """Print the verdicts."""
+def show(
+    judged: "Sequence[Judged]", artifact: Path, note: str | None, *, markdown: bool, as_json: bool
+) -> None:
+    """Print the verdicts, and a note on the measurement if there is one."""
     from tokc.cost import records
     from tokc.report import gate_table
 
     if as_json:
-        print_json({"artifact": str(artifact), "gates": [records.encode(one) for one in judged]})
+        gates = [records.encode(one) for one in judged]
+        print_json({"artifact": str(artifact), "gates": gates, "note": note})
     elif markdown:
-        typer.echo(gate_table.markdown(judged, artifact.name), nl=False)
+        typer.echo(gate_table.markdown(judged, artifact.name, note), nl=False)
     else:
         console().print(gate_table.terminal(judged))
+        if note:
+            console().print(note, style="dim")
 
 
 def hold(judged: "Sequence[Judged]", *, inconclusive_fails: bool) -> None:

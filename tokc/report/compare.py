@@ -210,7 +210,7 @@ class _Costing:
             tokens_per_s=rate,
             low=None if interval is None else interval[0],
             high=None if interval is None else interval[1],
-            price=None if price is None else f"{price.usd_per_hour:g} USD/h, {price.name}",
+            price=None if price is None else _stated(price),
             costs=costs,
             foreign=foreign,
         )
@@ -230,6 +230,11 @@ def cheapest(options: Sequence[Option]) -> tuple[Option, ...]:
         key = (option.artifact, option.device, option.basis)
         best[key] = max(best.get(key, option), option, key=lambda one: one.tokens_per_s)
     return tuple(best.values())
+
+
+def _stated(price: Price) -> str:
+    """Return the price of an hour, and its row of the sheet if it has one."""
+    return f"{price.usd_per_hour:g} USD/h" + (f", {price.name}" if price.published else "")
 
 
 def _costs(price: Price, tokens_per_s: float) -> tuple[CostAt, ...]:

@@ -13,6 +13,7 @@ from tokc.cost.prices import Price, usd_per_token
 from tokc.cost.spread import Spread
 from tokc.errors import TokcError, UnknownOption
 from tokc.report.collect import KV_ITEM_BYTES, KV_SCALE_BYTES, bench_path, manifest_sha256
+from tokc.report.model import DISTURBED_SHARE
 from tokc.runtime.artifact import Artifact
 from tokc.runtime.manifest import KvInfo
 
@@ -49,6 +50,14 @@ class Figures:
     ledger: Mapping[str, float]
     bench: Bench | None
     pricing: Pricing
+
+    @property
+    def disturbed(self) -> str | None:
+        """Return what to say where others used the machine during the bench, None where it was quiet."""
+        share = 0.0 if self.bench is None else self.bench.foreign_cpu
+        if share < DISTURBED_SHARE:
+            return None
+        return f"other programs took {share:.0%} of the cores during the bench: measure again when quiet"
 
     def find(self, gate: Gate) -> tuple[Found, ...]:
         """Return the figure that a gate bounds: one, or one for each batch size that was measured.

@@ -28,8 +28,8 @@ def terminal(judged: Sequence[Judged]) -> Table:
     return table
 
 
-def markdown(judged: Sequence[Judged], title: str) -> str:
-    """Return a section with the table, the verdict first."""
+def markdown(judged: Sequence[Judged], title: str, note: str | None = None) -> str:
+    """Return a section with the table, the verdict first; `note` stands below."""
     counts = {verdict: sum(one.verdict == verdict for one in judged) for verdict in STYLES}
     said = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
     lines = [f"### Gates of `{title}`: {said or 'none'}", "", f"| {' | '.join(COLUMNS)} |"]
@@ -39,6 +39,7 @@ def markdown(judged: Sequence[Judged], title: str) -> str:
         lines.append(f"| `{gate}` | {' | '.join(cells)} | {MARKS[verdict]} |")
     if counts["inconclusive"]:
         lines += ["", MORE]
+    lines += ["", f"{note[0].upper()}{note[1:]}."] if note else []
     return "\n".join(lines) + "\n"
 
 
