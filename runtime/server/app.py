@@ -57,7 +57,7 @@ def app_of(service: Service) -> Starlette:
         Route("/health", endpoints.health(service)),
         Route("/ready", endpoints.ready(service)),
         Route("/version", endpoints.version),
-        Route("/openapi.json", endpoints.openapi),
+        Route("/openapi.json", endpoints.openapi(service)),
     ]
     handlers: Any = {TokcError: _refused, HTTPException: _http_error}
     return Starlette(

@@ -1,7 +1,6 @@
 """The endpoints that make no text: models, tokens, health, version, metrics, the API's own description."""
 
 from collections.abc import Awaitable, Callable
-from functools import cache
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, PlainTextResponse, Response
@@ -80,9 +79,14 @@ async def version(_: HttpRequest) -> Response:
     return JSONResponse({"version": tokc.__version__})
 
 
-async def openapi(_: HttpRequest) -> Response:
-    """Answer with the API's OpenAPI document."""
-    return JSONResponse(_document())
+def openapi(service: Service) -> Endpoint:
+    """Return the endpoint that describes the API."""
+    described = document(tokc.__version__, keyed=service.keyed)
+
+    async def endpoint(_: HttpRequest) -> Response:
+        return JSONResponse(described)
+
+    return endpoint
 
 
 def tokenize(service: Service) -> Endpoint:
@@ -148,8 +152,3 @@ def _description(service: Service) -> Json:
         "owned_by": "tokc",
         "max_model_len": service.engine.context_length,
     }
-
-
-@cache
-def _document() -> Json:
-    return document(tokc.__version__)

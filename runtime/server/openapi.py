@@ -95,8 +95,23 @@ SCHEMAS: Mapping[str, Json] = {
 }
 
 
-def document(version: str) -> Json:
-    """Return the document of a server of this version."""
+def document(version: str, *, keyed: bool) -> Json:
+    """Return the document of a server of this version; `keyed` if it asks for API keys."""
+    return _without_security(_document(version)) if not keyed else _document(version)
+
+
+def _without_security(whole: Json) -> Json:
+    """Return the document of a server that lets everybody in."""
+    for operations in whole["paths"].values():
+        for operation in operations.values():
+            if isinstance(operation, dict):
+                operation.pop("security", None)
+                operation["responses"].pop("401", None)
+    del whole["components"]["securitySchemes"]
+    return whole
+
+
+def _document(version: str) -> Json:
     return {
         "openapi": "3.1.0",
         "info": {"title": "tokc", "version": version, "license": {"name": "Apache-2.0"}},
@@ -156,12 +171,28 @@ def _post(summary: str, table: Table, required: str | None, schema: str, *, stre
         "additionalProperties": False,
     }
     operation = _operation(summary, {"200": answer, **_refusals(statuses)})
-    content = {"application/json": {"schema": body}}
+    content = {"application/json": {"schema": _nullable(body)}}
     return {
         "post": {
             **operation, "requestBody": {"required": True, "content": content}, "security": [{"key": []}]
         }
     }  # fmt: skip
+
+
+def _nullable(schema: Json) -> Json:
+    """Return a schema in which whatever may be left out may be null, as requests are read."""
+    changed = dict(schema)
+    if "properties" in schema:
+        properties = {name: _nullable(one) for name, one in schema["properties"].items()}
+        changed["properties"] = {
+            name: one if name in schema.get("required", ()) else {"anyOf": [one, {"type": "null"}]}
+            for name, one in properties.items()
+        }
+    if "items" in schema:
+        changed["items"] = _nullable(schema["items"])
+    if "anyOf" in schema:
+        changed["anyOf"] = [_nullable(one) for one in schema["anyOf"]]
+    return changed
 
 
 def _json(description: str, schema: Json) -> Json:

@@ -82,7 +82,7 @@ SHARED: Table = {
     "top_k": _integer("Only the likeliest k tokens; 0 and -1 are off.", -1),
     "min_p": _number("Only tokens with this share of the likeliest one's probability.", 0, 1),
     "repetition_penalty": {
-        "type": "number", "exclusiveMinimum": 0, "maximum": 100,
+        "type": "number", "minimum": 0.01, "maximum": 100,
         "description": "Divides what was read or said; 1 is off.",
     },
     "ignore_eos": _flag("Go on after the model's end."),
@@ -96,8 +96,8 @@ SHARED: Table = {
 
 _PROMPT: Json = {
     "anyOf": [
-        {"type": "string"},
-        _array({"type": "string"}, minItems=1),
+        {"type": "string", "minLength": 1},
+        _array({"type": "string", "minLength": 1}, minItems=1),
         _array(TOKEN, minItems=1),
         _array(_array(TOKEN, minItems=1), minItems=1),
     ],

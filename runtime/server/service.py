@@ -85,6 +85,11 @@ class Service:
             return "failed"
         return "stopping" if self.admission.draining else "ok"
 
+    @property
+    def keyed(self) -> bool:
+        """Say whether a key is asked for."""
+        return self._ring is not None
+
     async def authorize(self, http: HttpRequest, call: Call) -> None:
         """Find out whose call it is and count it.
 

@@ -90,6 +90,16 @@ def test_what_a_balancer_asks_needs_no_key(keyed: Keyed, path: str) -> None:
     assert keyed(make_key("alice")[1]).http.get(path).status_code == 200
 
 
+def test_the_document_says_whether_a_key_is_asked_for(keyed: Keyed, served: Served) -> None:
+    with_keys, without = (
+        one.http.get("/openapi.json").json() for one in (keyed(make_key("alice")[1]), served)
+    )
+    assert with_keys["paths"]["/v1/models"]["get"]["security"] == [{"key": []}]
+    assert "security" not in without["paths"]["/v1/models"]["get"]
+    assert "401" in with_keys["paths"]["/v1/completions"]["post"]["responses"]
+    assert "401" not in without["paths"]["/v1/completions"]["post"]["responses"]
+
+
 def test_the_file_holds_hashes_and_gives_the_keys_back(tmp_path: Path) -> None:
     path = tmp_path / "keys"
     path.write_text("# ours\n\n" + make_key("zoe")[1].line())  # no end of line
