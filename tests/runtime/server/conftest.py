@@ -6,17 +6,23 @@ from contextlib import ExitStack
 import pytest
 
 from tests.runtime.conftest import MakeEngine
+from tests.runtime.hash_model import CHATML, EOS, HashModel, byte_tokenizer
 from tests.runtime.server.background import Served, serving
+from tokc.runtime.chat import ChatTemplate
+from tokc.runtime.engine import Engine
 from tokc.runtime.server.service import Service
 from tokc.runtime.server.settings import Settings
 
 Serve = Callable[..., Served]
 
 
-@pytest.fixture
-def served(make_engine: MakeEngine) -> Iterator[Served]:
-    """Serve the tiny model."""
-    with serving(Service(make_engine())) as running:
+@pytest.fixture(scope="module")
+def served() -> Iterator[Served]:
+    """Serve the tiny model to all tests of a file."""
+    executor = HashModel()
+    with Engine(
+        executor, byte_tokenizer(), name="hash", eos_ids=[EOS], chat_template=ChatTemplate(CHATML, {})
+    ) as engine, serving(Service(engine)) as running:
         yield running
 
 

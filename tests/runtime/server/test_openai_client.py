@@ -9,6 +9,7 @@ import pytest
 from tests.runtime.conftest import MakeEngine
 from tests.runtime.hash_model import EOS
 from tests.runtime.server.background import MESSAGES, PROMPT, Served
+from tests.runtime.server.conftest import Serve
 
 
 def test_a_completion_is_the_engines_own_text(served: Served, make_engine: MakeEngine) -> None:
@@ -110,7 +111,8 @@ def test_an_unknown_model_and_an_unknown_path(served: Served) -> None:
         served.client.get("/nothing", cast_to=object)
 
 
-def test_models_health_and_metrics(served: Served) -> None:
+def test_models_health_and_metrics(serve: Serve) -> None:
+    served = serve()
     assert [model.id for model in served.client.models.list()] == ["hash"]
     assert served.client.models.retrieve("hash").id == "hash"
     assert json.loads(served.get("/health")) == {"status": "ok"}
