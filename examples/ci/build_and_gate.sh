@@ -5,14 +5,16 @@
 #
 # MODEL is a Hugging Face folder or a GGUF file, GATES a TOML file, OUT a folder for model.tokc, model.bench.json,
 # build.json, gates.json and summary.md. Environment:
-#   BASE           an artifact to compare with, measured in turns if BASE_MEASURE=1
+#   BASE           an artifact to compare with
+#   CHANGES        gates on what changed since BASE, by spaces, such as "size<=+2% tpot@1<=+10%"; those of speed
+#                  measure both in turns
 #   BENCH_OPTIONS  options of tokc bench, such as "--batch 1 --batch 8 --repetitions 10"
 #   PRICE          what an hour of the machine costs, such as 0.20/h: adds the cost of tokens
-# Ends with the exit code of tokc check: 0 met, 3 a gate stops it, 1 or 2 something could not be measured.
+# Ends with the exit code of tokc check or tokc diff: 0 met, 3 a gate stops it, 1 or 2 something is not measured.
 set -euo pipefail
 
 if [ $# -lt 3 ]; then
-  sed -n 's/^# \{0,1\}//; 2,12p' "$0" >&2
+  sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "$0" >&2
   exit 2
 fi
 model=$1 gates=$2 out=$3
@@ -37,10 +39,13 @@ tokc check "$artifact" --gates "$gates" "${price[@]}" --json > "$out/gates.json"
     tokc compare "$artifact" "${price[@]}" --hosted none --markdown
   fi
   if [ -n "${BASE:-}" ]; then
-    measure=()
-    [ "${BASE_MEASURE:-0}" = 0 ] || measure=(--measure)
+    read -r -a changes <<< "${CHANGES:-}"
+    options=()
+    for change in "${changes[@]}"; do options+=(--gate "$change"); done
     echo
-    tokc diff "$BASE" "$artifact" "${measure[@]}" --markdown
+    changed=0
+    tokc diff "$BASE" "$artifact" "${options[@]}" --markdown 2>> "$out/gates.err" || changed=$?
+    [ "$changed" -eq 0 ] || verdict=$changed
   fi
 } > "$out/summary.md"
 cat "$out/summary.md"

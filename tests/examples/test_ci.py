@@ -79,11 +79,14 @@ def test_the_script_builds_gates_and_tells(model: Path, environment: dict[str, s
     first = json.loads((tmp_path / "first" / "build.json").read_text())
 
     base = str(tmp_path / "first" / "model.tokc")
-    done = run(model, ["size<=1kB", "tpot@1<=1s"], tmp_path / "second", environment, BASE=base)
+    failing = ["size<=1kB", "tpot@1<=1s"]
+    done = run(model, failing, tmp_path / "second", environment, BASE=base, CHANGES="size<=-1%")
     assert done.returncode == 3, done.stderr
     assert "1 of 2 gates stop this: 'size<=1kB'" in done.stderr
     summary = (tmp_path / "second" / "summary.md").read_text()
     assert "❌ not met" in summary
+    assert "'size<=-1%'" in done.stderr
+    assert "| `size<=-1%` |" in summary
     assert "The artifacts are the same" in summary
     second = json.loads((tmp_path / "second" / "build.json").read_text())
     assert (first["cached"], second["cached"]) == (False, True)

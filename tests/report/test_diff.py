@@ -1,5 +1,6 @@
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,13 @@ from tests.report.sample import PIPELINE, write_artifact, write_bench
 from tests.runtime.small_artifact import WEIGHT_BYTES, write_small_artifact
 from tokc.artifact.writer import Tensor, write_safetensors
 from tokc.cli.app import app
-from tokc.errors import ArtifactRefused, TokcError
+from tokc.cost.gates import parse_change
+from tokc.cost.intervals import Ratio
+from tokc.cost.paired import PairedFigure
+from tokc.cost.spread import Spread
+from tokc.errors import ArtifactRefused, GateNotMet, TokcError, UnknownOption
 from tokc.report import diff_text
+from tokc.report.change_figures import judge_changes
 from tokc.report.diff import Diff, TensorStorage, diff, stored_tensors
 
 runner = CliRunner(env={"COLUMNS": "160", "NO_COLOR": "1"})
@@ -169,3 +175,43 @@ def test_the_command_prints_json_and_markdown(before: Path, after: Path) -> None
     assert "**Passes**" in said
     missing = runner.invoke(app, ["diff", str(before), str(before.parent)])
     assert isinstance(missing.exception, TokcError)
+
+
+def test_a_gate_on_a_counted_change(before: Path, after: Path) -> None:
+    files = json.loads((after / "manifest.json").read_text())["files"]
+    files["model.safetensors"]["bytes"] = round(87_400_000 * 1.1)
+    change_manifest(after, files=files)
+    asked = ["diff", str(before), str(after), "--gate"]
+    assert runner.invoke(app, [*asked, "weight_bytes<=+11%"]).exit_code == 0
+    result = runner.invoke(app, [*asked, "weight_bytes<=+3%"])
+    assert isinstance(result.exception, GateNotMet)
+    row = next(line for line in result.stdout.splitlines() if line.startswith("weight_bytes<=+3%"))
+    assert row.split()[-6:] == ["+10.0%", "–", "+3.0%", "+6.8%", "not", "met"]
+    judged = json.loads(runner.invoke(app, [*asked, "weight_bytes<=+3%", "--json"]).stdout)["gates"]
+    assert judged[0]["figure"] == pytest.approx(1.1)
+
+
+def test_a_gate_on_a_measured_change_is_judged_by_the_pairs(before: Path, after: Path) -> None:
+    def paired(low: float, high: float) -> PairedFigure:
+        spread = Spread.of([1.0, 1.1, 1.2])
+        return PairedFigure("tpot", "s", 1, spread, spread, Ratio((low + high) / 2, low, high, 6))
+
+    gate = (parse_change("tpot@1<=+5%"),)
+    found = diff(before, after)
+    verdicts = [
+        judge_changes(gate, replace(found, paired=(paired(low, high),)))[0].verdict
+        for low, high in ((0.98, 1.02), (0.98, 1.12), (1.08, 1.12))
+    ]
+    assert verdicts == ["met", "inconclusive", "not met"]
+    with pytest.raises(TokcError, match="was not measured at batch 1"):
+        judge_changes(gate, found)
+    with pytest.raises(TokcError, match="the change of 'kl_mean' is not known"):
+        judge_changes((parse_change("kl_mean<=+5%"),), found)
+
+
+@pytest.mark.parametrize(
+    "text", ["tpot<=3%", "tpot<=5ms", "peak_rss<=+3%", "tpot<=-100%", "tpop<=+3%", "tpot=+3%"]
+)
+def test_a_change_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(UnknownOption):
+        parse_change(text)

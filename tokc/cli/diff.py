@@ -5,11 +5,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tokc.cli import check
+from tokc.cli.check import Inconclusive
 from tokc.cli.console import console, print_json, progress
 
 if TYPE_CHECKING:
     from tokc.cost.measure import Load
     from tokc.cost.paired import PairedFigure
+
+CHANGE_HELP = "A limit on a change, such as 'size<=+2%' or 'tpot@1<=+5%'; the measured ones imply --measure."
 
 
 def diff(
@@ -26,6 +30,8 @@ def diff(
     output_tokens: Annotated[int, typer.Option(min=2, help="Tokens of an answer.")] = 32,
     rounds: Annotated[int, typer.Option(min=3, help="How often each is run, in turns.")] = 6,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads. [default: every core]")] = None,
+    gate: Annotated[list[str] | None, typer.Option(help=CHANGE_HELP)] = None,
+    inconclusive: Annotated[Inconclusive, typer.Option(help="What a gate that noise hides does.")] = "fail",
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the difference as JSON.")] = False,
 ) -> None:
@@ -33,20 +39,27 @@ def diff(
     from dataclasses import replace
 
     from tokc.cost import records
+    from tokc.cost.gates import parse_change
     from tokc.cost.measure import Load
     from tokc.report import diff_text
+    from tokc.report.change_figures import judge_changes
     from tokc.report.diff import diff as compare
 
+    gates = tuple(map(parse_change, gate or ()))
     found = compare(before, after)
-    if measure:
+    if measure or any(one.measured for one in gates):
         load = Load(prompt_tokens, output_tokens, rounds)
         found = replace(found, paired=_measure((before, after), tuple(batch or (1, 8)), load, threads))
+    judged = judge_changes(gates, found)
     if as_json:
-        print_json(records.encode(found))
+        print_json({**records.encode(found), "gates": [records.encode(one) for one in judged]})
     elif markdown:
         typer.echo(diff_text.markdown(found), nl=False)
     else:
         console().print(diff_text.terminal(found))
+    if judged and not as_json:
+        check.show(judged, after, None, markdown=markdown, as_json=False)
+    check.hold(judged, inconclusive_fails=inconclusive == "fail")
 
 
 def _measure(

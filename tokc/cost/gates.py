@@ -24,6 +24,11 @@ COMPARE: Mapping[Compare, Callable[[float, float], bool]] = {
     ">": lambda value, limit: value > limit,
 }
 _GATE = re.compile(r"\s*([A-Za-z0-9_]+)(?:@(\d+))?\s*(<=|>=|==|=|<|>)\s*(.+)")
+_CHANGE = re.compile(r"([+-]\d+(?:\.\d+)?|0)\s*%")
+# What `tokc diff` bounds the change of: counted, in the ledger, or measured in turns.
+CHANGES = (
+    "size", "weight_bytes", "kv_bytes_per_token", "kl_mean", "top1_agree", "ttft", "tpot", "tokens_per_s",
+)  # fmt: skip
 GATES_FILE_KEYS = ("gates", "price", "utilization", "inconclusive")
 
 
@@ -119,14 +124,34 @@ def parse_gate(text: str) -> Gate:
 
     Raises: UnknownOption listing the metrics, the comparisons or the units that are accepted.
     """
+    name, batch, compare, amount = _split(text)
+    limit = parse_amount(amount, METRICS[name].kind, where=f"gate '{text}'")
+    return Gate(name, compare, limit, batch, text.strip())
+
+
+def parse_change(text: str) -> Gate:
+    """Return the gate of a change, `NAME<=+3%` or `NAME@BATCH>=-5%`; its limit is a ratio, 1.03 or 0.95.
+
+    Raises: UnknownOption listing what is accepted.
+    """
+    name, batch, compare, amount = _split(text)
+    if name not in CHANGES:
+        raise UnknownOption(f"no change of '{name}' is known; choose from {', '.join(CHANGES)}", where=text)
+    change = _CHANGE.fullmatch(amount)
+    if change is None or float(change[1]) <= -100:
+        raise UnknownOption(f"'{amount}' is no change; it is a signed percentage such as +3%", where=text)
+    return Gate(name, compare, 1.0 + float(change[1]) / 100.0, batch, text.strip())
+
+
+def _split(text: str) -> tuple[str, int | None, Compare, str]:
+    """Return metric, batch, comparison and what it is compared with."""
     found = _GATE.fullmatch(text)
     if found is None:
         raise UnknownOption(
             f"'{text}' is no gate", hint="as in 'size<=90MB', 'tpot@8<=40ms' or 'top1_agree>=98%'"
         )
     name, batch, sign, amount = found.groups()
-    metric = METRICS.get(name)
-    if metric is None:
+    if name not in METRICS:
         close = difflib.get_close_matches(name, METRICS, n=1)
         raise UnknownOption(
             f"unknown metric '{name}'; choose from {', '.join(METRICS)}",
@@ -142,8 +167,7 @@ def parse_gate(text: str) -> Gate:
             where=text,
             hint=f"of a batch are {', '.join(sorted(BATCHED))}",
         )
-    limit = parse_amount(amount, metric.kind, where=f"gate '{text}'")
-    return Gate(name, compare, limit, None if batch is None else int(batch), text.strip())
+    return name, None if batch is None else int(batch), compare, amount.strip()
 
 
 def read_gates(path: Path) -> GatesFile:
@@ -187,7 +211,7 @@ def parse_utilization(text: str) -> float:
     return share
 
 
-def judge(gate: Gate, found: Found) -> Judged:
+def judge(gate: Gate, found: Found, kind: str | None = None) -> Judged:
     """Return whether a figure keeps the gate; inconclusive if its interval is on both sides of the limit."""
     keeps, interval = COMPARE[gate.compare], found.interval
     ends = (found.figure,) if interval is None else (interval.low, interval.high)
@@ -197,7 +221,7 @@ def judge(gate: Gate, found: Found) -> Judged:
     return Judged(
         gate=gate.text,
         metric=gate.metric,
-        kind=METRICS[gate.metric].kind,
+        kind=kind or METRICS[gate.metric].kind,
         limit=gate.limit,
         figure=found.figure,
         verdict=verdict,

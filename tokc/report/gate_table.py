@@ -52,6 +52,7 @@ def amount(value: float, kind: str) -> str:
         "usd": lambda: units.usd(value),
         "share": lambda: f"{value:.2%}",
         "number": lambda: f"{value:.4g}",
+        "change": lambda: f"{value - 1:+.1%}",
     }
     return shown[kind]()
 
