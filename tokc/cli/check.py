@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tokc.report.gate_figures import Pricing
 
 GATE_HELP = "A limit such as 'size<=90MB' or 'tpot@8<=40ms'; may be repeated."
+MORE_OFTEN = "measure more often (tokc bench --repetitions 10, tokc diff --rounds 20), or --inconclusive pass"
 Inconclusive = Literal["fail", "pass"]
 
 
@@ -116,7 +117,7 @@ def hold(judged: "Sequence[Judged]", *, inconclusive_fails: bool) -> None:
     unclear = any(one.verdict == "inconclusive" for one in stopped)
     raise GateNotMet(
         f"{len(stopped)} of {len(judged)} gates stop this: " + ", ".join(f"'{one.gate}'" for one in stopped),
-        hint="measure more often, tokc bench --repetitions 10, or --inconclusive pass" if unclear else None,
+        hint=MORE_OFTEN if unclear else None,
     )
 
 

@@ -13,7 +13,7 @@ MARKS = {"met": "✅ met", "not met": "❌ not met", "inconclusive": "❔ inconc
 COLUMNS = ("gate", "batch", "found", "95 % interval", "limit", "beyond the limit by", "verdict")
 MORE = (
     "Inconclusive: the interval of the repetitions is on both sides of the limit; "
-    "`tokc bench --repetitions 10` narrows it."
+    "more repetitions (`tokc bench --repetitions 10`, `tokc diff --rounds 20`) narrow it."
 )
 
 
