@@ -5,6 +5,7 @@ finish until a deadline. The second stops at once.
 """
 
 import asyncio
+import json
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -14,10 +15,13 @@ from typing import Any, NamedTuple
 
 import h11
 import uvicorn
+from starlette.responses import JSONResponse
+from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from tokc.errors import TokcError, UnknownOption
 from tokc.runtime.server.app import app_of
+from tokc.runtime.server.errors import invalid, unavailable
 from tokc.runtime.server.service import Service
 
 STOPPED, KILLED = 0, 1
@@ -37,11 +41,14 @@ class Connection(H11Protocol):
     """Closes a connection whose request does not arrive: headers must be whole within a time."""
 
     header_timeout_s = 15.0
+    max_connections = 1024
     _deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start to wait for a request."""
         super().connection_made(transport)
+        if len(self.connections) > self.max_connections:
+            self.app = _full
         self._expect_headers()
 
     def data_received(self, data: bytes) -> None:
@@ -51,6 +58,17 @@ class Connection(H11Protocol):
             self._expect_headers()
         else:
             self._stop_waiting()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP, or has headers beyond the limit, as OpenAI words errors, and hang up."""
+        if self.conn.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
+            problem = msg.rstrip(".").lower() + "; headers may be too long"
+            body = json.dumps(invalid(problem, None, "invalid_http").body).encode()
+            headers = [("content-type", "application/json"), ("content-length", str(len(body)))]
+            start = h11.Response(status_code=400, headers=[*headers, ("connection", "close")])
+            for event in (start, h11.Data(data=body), h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
@@ -70,6 +88,13 @@ class Connection(H11Protocol):
         self._deadline = None
         if self.conn.their_state is h11.IDLE:
             self.transport.abort()
+
+
+async def _full(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer every request of a connection that is one too many."""
+    error = unavailable("there are too many connections", code="too_many_connections")
+    headers = {**error.headers, "Connection": "close"}
+    await JSONResponse(error.body, status_code=error.status, headers=headers)(scope, receive, send)
 
 
 class Server(uvicorn.Server):
@@ -137,6 +162,7 @@ def server_of(service: Service, *, tls: Tls | None = None) -> Server:
 
     class Bounded(Connection):
         header_timeout_s = settings.header_timeout_s
+        max_connections = settings.max_connections
 
     config = uvicorn.Config(
         app_of(service),
@@ -147,7 +173,6 @@ def server_of(service: Service, *, tls: Tls | None = None) -> Server:
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        limit_concurrency=settings.max_connections,
         h11_max_incomplete_event_size=settings.max_header_bytes,
         timeout_graceful_shutdown=CLOSE_S,
         ssl_certfile=certificate,

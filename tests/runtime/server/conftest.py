@@ -20,9 +20,12 @@ Serve = Callable[..., Served]
 def served() -> Iterator[Served]:
     """Serve the tiny model to all tests of a file."""
     executor = HashModel()
-    with Engine(
-        executor, byte_tokenizer(), name="hash", eos_ids=[EOS], chat_template=ChatTemplate(CHATML, {})
-    ) as engine, serving(Service(engine)) as running:
+    with (
+        Engine(
+            executor, byte_tokenizer(), name="hash", eos_ids=[EOS], chat_template=ChatTemplate(CHATML, {})
+        ) as engine,
+        serving(Service(engine)) as running,
+    ):
         yield running
 
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
-import httpx
 import pytest
 
 from tests.runtime.hash_model import EOS, byte_tokenizer
@@ -195,11 +194,43 @@ def test_headers_that_do_not_come_end_the_connection(gated: Gated) -> None:
     assert everything(alive).count(b" 200 ") == 2
 
 
+def test_connections_beyond_the_limit_are_told_to_come_back(gated: Gated) -> None:
+    served, _ = gated(Settings(max_connections=2))
+    idle = [send(served, b"GET") for _ in range(2)]
+    wait_for(lambda: len(served.server.server_state.connections) == 2)
+    refused = served.http.get("/health")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "too_many_connections")
+    assert "retry-after" in refused.headers
+    for one in idle:
+        one.close()
+    wait_for(lambda: not served.server.server_state.connections)
+    assert served.http.get("/health").status_code == 200
+
+
 def test_headers_beyond_the_limit_are_refused(gated: Gated) -> None:
     served, _ = gated(Settings(max_header_bytes=2048))
     assert served.http.get("/health", headers={"X-Small": "a" * 1000}).status_code == 200
-    with pytest.raises(httpx.HTTPError):
-        served.http.get("/health", headers={"X-Large": "a" * 100_000}).raise_for_status()
+    answer = everything(send(served, b"GET /health HTTP/1.1\r\nX-Large: " + b"a" * 3000))
+    assert b" 400 " in answer.splitlines()[0]
+    assert json.loads(answer.split(b"\r\n\r\n")[1])["error"]["code"] == "invalid_http"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n",
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
+        (
+            b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            b"Transfer-Encoding: chunked\r\n\r\nzz\r\n"
+        ),
+    ],
+)
+def test_what_is_no_http_is_refused(gated: Gated, content: bytes) -> None:
+    served, _ = gated()
+    assert b" 400 " in everything(send(served, content)).splitlines()[0]
+    assert served.http.get("/health").status_code == 200
 
 
 def test_a_client_that_does_not_read_is_disconnected(gated: Gated) -> None:
