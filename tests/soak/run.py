@@ -49,20 +49,20 @@ async def soak(
 ) -> Outcome:
     """Start a server, load it, look, and stop it."""
     command = [sys.executable, "-m", "tests.soak.server"]
-    process = subprocess.Popen(command, cwd=repository(), stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None, "it was asked for"
-        url = f"http://127.0.0.1:{int(process.stdout.readline())}"
-        outcome = Outcome(seconds, clients)
-        await _load(process.pid, url, outcome, seed, keep)
-        if outcome.rss_slope_mib_per_min > most_slope_mib_per_min:
-            outcome.faults.append(f"memory grows by {outcome.rss_slope_mib_per_min:.2f} MiB a minute")
-        process.send_signal(signal.SIGTERM)
-        outcome.exit_code = process.wait(20)
-        if outcome.exit_code != 0:
-            outcome.faults.append(f"the server exited with {outcome.exit_code}")
-    finally:
-        process.kill()
+    with subprocess.Popen(command, cwd=repository(), stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None, "it was asked for"
+            url = f"http://127.0.0.1:{int(process.stdout.readline())}"
+            outcome = Outcome(seconds, clients)
+            await _load(process.pid, url, outcome, seed, keep)
+            if outcome.rss_slope_mib_per_min > most_slope_mib_per_min:
+                outcome.faults.append(f"memory grows by {outcome.rss_slope_mib_per_min:.2f} MiB a minute")
+            process.send_signal(signal.SIGTERM)
+            outcome.exit_code = process.wait(20)
+            if outcome.exit_code != 0:
+                outcome.faults.append(f"the server exited with {outcome.exit_code}")
+        finally:
+            process.kill()
     return outcome
 
 
