@@ -36,7 +36,7 @@ _NAME = re.compile(r"[A-Za-z0-9._@-]{1,64}")
 
 @dataclass(frozen=True)
 class Key:
-    """One line of the file. Keys of one `name` share budgets, usage and cached beginnings.
+    """One line of the file. Keys of one `name` share the first one's budgets, usage and cached beginnings.
 
     `requests_per_minute` and `tokens_per_minute` (prompt and answer) None are unlimited; `priority` is the
     best that its requests may have.
