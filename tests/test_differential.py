@@ -45,7 +45,7 @@ def _lowered(monkeypatch: pytest.MonkeyPatch, scale: float) -> tuple[Instruments
     program = instruments.run(Pipeline((KvLayout(page=4, dtype="f32"),)), tiny_program())
     executor = _Executor(program, scale)
     monkeypatch.setattr(differential, "Artifact", SimpleNamespace(open=lambda *_, **__: None))
-    monkeypatch.setattr(differential, "CpuExecutor", SimpleNamespace(open=lambda _: executor))
+    monkeypatch.setattr(differential, "executor_for", lambda _: executor)
     return instruments, program
 
 

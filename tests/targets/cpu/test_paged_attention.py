@@ -158,7 +158,12 @@ def test_parts_of_a_run_of_several_tokens_keep_apart(
     index: int, isa: Isa, load_kernels: Any, align: Align
 ) -> None:
     library = load_kernels(kernels(isa), isa)
-    for chunks in ([(128, 136)], [(499, 506)], [(300, 303), (490, 495)], [(200, 202), (450, 454), (505, 507)]):
+    for chunks in (
+        [(128, 136)],
+        [(499, 506)],
+        [(300, 303), (490, 495)],
+        [(200, 202), (450, 454), (505, 507)],
+    ):
         case = Case(kernels(isa)[index], align, chunks, pages=96)
         whole = case.run(library, case.batch, case.q, 1)
         np.testing.assert_allclose(whole["y"], case.expected(), rtol=2e-5, atol=1e-5)
