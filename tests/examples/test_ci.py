@@ -70,6 +70,7 @@ def run(
 
 
 def test_the_script_builds_gates_and_tells(model: Path, environment: dict[str, str], tmp_path: Path) -> None:
+    environment = {**environment, "XDG_CACHE_HOME": str(tmp_path / "cache")}  # other tests build the same
     met = ["size<=2MB", "kl_mean<=0.01", "tpot@1<=1s", "cost_per_mtok<=1000"]
     done = run(model, met, tmp_path / "first", environment, PRICE="0.20/h")
     assert done.returncode == 0, done.stderr
