@@ -1,6 +1,6 @@
 """What a target is, and what lowering for one yields."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,6 +20,20 @@ class Precision:
 
 
 Verified = Literal["run", "emulated", "interpreted", "compiled"]
+
+
+BITS = {"int4": 4, "int8": 8}
+FUSIONS = ("fuse-linear", "fuse-attention", "fuse-qkv", "fuse-gate-up")
+
+
+def pass_list(precision: Precision, fusions: Sequence[str] = FUSIONS, grid_options: str = "") -> str:
+    """Return default passes as text, in running order; `grid_options` are more of quantize-weights."""
+    passes = ["fold-constants", "eliminate-dead-code", *fusions]
+    if precision.weights in BITS:
+        options = f"bits={BITS[precision.weights]} group={precision.group} {grid_options}".rstrip()
+        passes.append(f"quantize-weights{{{options}}}")
+    passes += ["fuse-add-rms-norm", f"kv-layout{{page=16 dtype={precision.kv}}}", "eliminate-dead-code"]
+    return ",".join(passes)
 
 
 @dataclass(frozen=True)

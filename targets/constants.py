@@ -7,7 +7,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from tokc.errors import TargetRefused
-from tokc.targets.nodes import required
+from tokc.targets.nodes import integer, required
 
 Array = npt.NDArray[Any]
 
@@ -39,6 +39,27 @@ def quants(value: ir.Value) -> Array:
     """Return quants one a byte."""
     values = array(value)
     return values.astype(np.int8 if value.dtype == ir.DataType.INT8 else np.uint8)
+
+
+def grid_of(node: ir.Node, *, lacks: str, hint: str) -> tuple[int, bool]:
+    """Return (bits, symmetric) of a quantized op's weight.
+
+    Raises: TargetRefused for a grid that no kernel decodes; it begins with `lacks`.
+    """
+    dtype, zero_point = required(node.inputs[1]).dtype, integer(node, "zero_point")
+    offset = len(node.inputs) > 3 and node.inputs[3] is not None
+    match (dtype, zero_point, offset):
+        case (ir.DataType.UINT4, 8, False):
+            return 4, True
+        case (ir.DataType.UINT4, 0, True):
+            return 4, False
+        case (ir.DataType.INT8, 0, False):
+            return 8, True
+    raise TargetRefused(
+        f"{lacks} weights of {dtype}, zero_point {zero_point}" + (" and an offset" if offset else ""),
+        where=f"node '{node.name}'",
+        hint=hint,
+    )
 
 
 def dense(value: ir.Value) -> Array:

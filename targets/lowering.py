@@ -1,15 +1,16 @@
 """What lowering to a Plan keeps track of, whatever the target: buffers, launches and where values live."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal, TypeVar
 
 import onnx_ir as ir
 
 from tokc.artifact.writer import Tensor
+from tokc.errors import TargetRefused
 from tokc.ir.program import Program
-from tokc.targets.nodes import required
-from tokc.targets.plan import ITEM_BYTES, Buffer, Launch, Operand, Rows
+from tokc.targets.nodes import required, split_widths
+from tokc.targets.plan import ITEM_BYTES, Buffer, Launch, Operand, Plan, Rows
 
 Float = Literal["f32", "f16"]
 INPUT_SHAPES: Mapping[str, tuple[str, ...]] = {
@@ -90,3 +91,43 @@ class Lowering:
             dtype = CACHE_DTYPES[source.dtype or ir.DataType.FLOAT]
             operands.append(self.buffer(Buffer(name, "kv", dtype, shape)))
         return tuple(operands)
+
+    def plan(self, kernels: Iterable[str]) -> Plan:
+        """Return what was emitted, the logits' buffer as the step's output; the arena is not yet placed."""
+        logits = self.slots[self.program.graph.outputs[0]]
+        self.buffers[logits.buffer] = replace(self.buffers[logits.buffer], space="output")
+        return Plan(
+            limits=dict(self.limits),
+            kernels=tuple(kernels),
+            buffers=tuple(self.buffers.values()),
+            launches=tuple(self.launches),
+        )
+
+
+_Low = TypeVar("_Low", bound=Lowering)
+Rules = Mapping[tuple[str, str], Callable[[_Low, ir.Node], None]]
+
+
+def lower_nodes(low: _Low, rules: Rules[_Low], *, lacks: str, hint: str) -> None:
+    """Lower every node by the rule of its op, given by (domain, op).
+
+    Raises: TargetRefused where there is none: `lacks` says so up to the op's name, `hint` what there is.
+    """
+    for node in low.program.graph:
+        lower = rules.get((node.domain, node.op_type))
+        if lower is None:
+            raise TargetRefused(f"{lacks} '{node.op_type}'", where=f"node '{node.name}'", hint=hint)
+        lower(low, node)
+
+
+def lower_split(low: Lowering, node: ir.Node) -> None:
+    """Make each output of a Split a view."""
+    source = low.slots[required(node.inputs[0])]
+    column = source.column
+    for value, width in zip(node.outputs, split_widths(node), strict=True):
+        low.slots[value] = replace(source, width=width, column=column)
+        column += width
+
+
+def skip(low: Lowering, node: ir.Node) -> None:
+    """Leave a node that its readers take in as a whole."""

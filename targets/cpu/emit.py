@@ -5,7 +5,7 @@ not a copy; an activation that a QuantLinear reads is quantized by the kernel th
 kernel can; the cache is updated in place.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
@@ -22,8 +22,8 @@ from tokc.targets.cpu.kernels.quantize import Quantize
 from tokc.targets.cpu.kernels.rms_norm import RmsNorm
 from tokc.targets.cpu.kernels.rope_write_kv import RopeWriteKV
 from tokc.targets.cpu.weights import Weights
-from tokc.targets.lowering import Lowering
-from tokc.targets.nodes import integer, layer_of, number, required, split_widths, text
+from tokc.targets.lowering import Lowering, Rules, lower_nodes, lower_split, skip
+from tokc.targets.nodes import integer, layer_of, number, required, text
 from tokc.targets.plan import Buffer, Launch, Operand, Plan, Rows
 from tokc.targets.work import launch_work
 
@@ -85,30 +85,15 @@ def emit(
     if program.form != "ragged":
         raise TargetRefused("the CPU target runs ragged programs only", hint="add kv-layout to the passes")
     lowering = Emission(program, limits, isa=isa, weights=Weights(isa))
-    for node in program.graph:
-        lower = LOWER.get((node.domain, node.op_type))
-        if lower is None:
-            raise TargetRefused(
-                f"the CPU target has no kernel for '{node.op_type}'",
-                where=f"node '{node.name}'",
-                hint="it runs the forms that the default passes leave; see `tokc targets cpu`",
-            )
-        lower(lowering, node)
-    finish_output(lowering)
-    kernels = tuple(sorted(lowering.kernels.values(), key=lambda kernel: kernel.symbol))
-    plan = Plan(
-        limits=dict(limits),
-        kernels=tuple(kernel.symbol for kernel in kernels),
-        buffers=tuple(lowering.buffers.values()),
-        launches=tuple(lowering.launches),
+    lower_nodes(
+        lowering,
+        LOWER,
+        lacks="the CPU target has no kernel for",
+        hint="it runs the forms that the default passes leave; see `tokc targets cpu`",
     )
+    kernels = tuple(sorted(lowering.kernels.values(), key=lambda kernel: kernel.symbol))
+    plan = lowering.plan(kernel.symbol for kernel in kernels)
     return plan, kernels, tuple(lowering.tensors.values())
-
-
-def finish_output(lowering: Emission) -> None:
-    """Turn the arena buffer of the logits into the step's output."""
-    logits = lowering.slots[lowering.program.graph.outputs[0]]
-    lowering.buffers[logits.buffer] = replace(lowering.buffers[logits.buffer], space="output")
 
 
 def wanted(value: ir.Value) -> tuple[bool, bool]:
@@ -203,15 +188,6 @@ def lower_quant_linear(low: Emission, node: ir.Node) -> None:
     out = low.activation(node.outputs[0], kernel.n, rows, kernel.y_stride)
     operands = (low.weight(weight), *quantized.operands, *([low.weight(bias)] if bias else []), out)
     low.launch(node, kernel, operands, rows)
-
-
-def lower_split(low: Emission, node: ir.Node) -> None:
-    """Make each output of a Split a view."""
-    source = low.slots[required(node.inputs[0])]
-    column = source.column
-    for value, width in zip(node.outputs, split_widths(node), strict=True):
-        low.slots[value] = replace(source, width=width, column=column)
-        column += width
 
 
 def lower_gated_activation(low: Emission, node: ir.Node) -> None:
@@ -317,11 +293,7 @@ def lower_activation(low: Emission, node: ir.Node) -> None:
     low.launch(node, Apply(low.isa, x.width, x.stride, function), (x.operand, out), x.rows)
 
 
-def skip(low: Emission, node: ir.Node) -> None:
-    """Leave a node that its readers take in as a whole."""
-
-
-LOWER: Mapping[tuple[str, str], Callable[[Emission, ir.Node], None]] = {
+LOWER: Rules[Emission] = {
     ("", "Gather"): lower_embedding,
     ("", "RMSNormalization"): lower_norm,
     ("", "Split"): lower_split,

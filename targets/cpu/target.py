@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from tokc.ir.program import Program
 from tokc.runtime.manifest import TargetInfo
-from tokc.targets.base import Device, Limits, Lowered, Precision, Target, Verified
+from tokc.targets.base import Device, Limits, Lowered, Target, Verified, pass_list
 from tokc.targets.cpu.codegen import compile_kernels
 from tokc.targets.cpu.emit import emit
 from tokc.targets.cpu.isa import ISAS, host_isa, runnable_isas
@@ -14,7 +14,6 @@ from tokc.targets.cpu.link import link
 from tokc.targets.memory import plan_memory
 
 LIBRARY = "step.so"
-_BITS = {"int4": 4, "int8": 8}
 # How far code is verified that no machine of ours runs; the rest is run.
 VERIFIED: Mapping[str, Verified] = {
     "amx-int8": "compiled",
@@ -30,22 +29,6 @@ def devices() -> tuple[Device, ...]:
         Device(isa.name, f"{isa.mcpu}, {isa.dot}", isa.name in here, verified=VERIFIED.get(isa.name, "run"))
         for isa in ISAS.values()
     )
-
-
-def pipeline(precision: Precision) -> str:
-    """Return the default passes, in running order."""
-    passes = [
-        "fold-constants",
-        "eliminate-dead-code",
-        "fuse-linear",
-        "fuse-attention",
-        "fuse-qkv",
-        "fuse-gate-up",
-    ]
-    if precision.weights != "f32":
-        passes.append(f"quantize-weights{{bits={_BITS[precision.weights]} group={precision.group}}}")
-    passes += ["fuse-add-rms-norm", f"kv-layout{{page=16 dtype={precision.kv}}}", "eliminate-dead-code"]
-    return ",".join(passes)
 
 
 def lower(program: Program, device: str, limits: Limits) -> Lowered:
@@ -84,6 +67,6 @@ TARGET = Target(
     summary="x86-64 and aarch64 processors; kernels by TVM, no TVM at run time",
     devices=devices,
     host_device=lambda: host_isa().name,
-    pipeline=pipeline,
+    pipeline=pass_list,
     lower=lower,
 )

@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from tokc.artifact.writer import Tensor
 from tokc.errors import TargetRefused
-from tokc.targets.constants import array, dense, name_of, quants, shape_of
+from tokc.targets.constants import array, dense, grid_of, name_of, quants, shape_of
 from tokc.targets.cpu.isa import Isa
 from tokc.targets.cpu.kernels.embedding import Embedding, LinearEmbedding, QuantEmbedding
 from tokc.targets.cpu.kernels.linear import Linear
@@ -18,6 +18,8 @@ from tokc.targets.nodes import required
 
 Array = npt.NDArray[Any]
 ROW_ALIGNMENT = 32
+LACKS = "the CPU target has no kernel for"
+GRIDS = "it runs int4 (symmetric around 8, or with an offset) and symmetric int8"
 
 
 class Weights:
@@ -44,7 +46,7 @@ class Weights:
         """Return weight, bias and kernel of a QuantLinear."""
         rows, columns = matrix_shape(required(node.inputs[1]))
         bias = self._bias(node, 4)
-        bits, symmetric = grid_of(node)
+        bits, symmetric = grid_of(node, lacks=LACKS, hint=GRIDS)
         kernel = QuantLinear(self._isa, rows, columns, bits, symmetric, bias is not None, padded(rows))
         return self._packed_quant(node, kernel), bias, kernel
 
@@ -61,7 +63,7 @@ class Weights:
     def quant_embedding(self, node: ir.Node) -> tuple[Tensor, QuantEmbedding]:
         """Return the table, in the projection's layout, and its kernel."""
         rows, columns = matrix_shape(required(node.inputs[1]))
-        bits, symmetric = grid_of(node)
+        bits, symmetric = grid_of(node, lacks=LACKS, hint=GRIDS)
         linear = QuantLinear(self._isa, rows, columns, bits, symmetric, bias=False, y_stride=padded(rows))
         return self._packed_quant(node, linear), QuantEmbedding(linear)
 
@@ -90,29 +92,6 @@ class Weights:
             return pack_quant(quants(q), array(scale), shift, kernel)
 
         return Tensor(name_of(q), "u8", (size,), size, load)
-
-
-def grid_of(node: ir.Node) -> tuple[int, bool]:
-    """Return (bits, symmetric) of a quantized op's weight.
-
-    Raises: TargetRefused for a grid that no kernel decodes.
-    """
-    dtype = required(node.inputs[1]).dtype
-    offset = node.inputs[3] if len(node.inputs) > 3 else None
-    zero_point = node.attributes["zero_point"].as_int() if "zero_point" in node.attributes else 0
-    match (dtype, zero_point, offset is not None):
-        case (ir.DataType.UINT4, 8, False):
-            return 4, True
-        case (ir.DataType.UINT4, 0, True):
-            return 4, False
-        case (ir.DataType.INT8, 0, False):
-            return 8, True
-    raise TargetRefused(
-        f"the CPU target has no kernel for weights of {dtype}, zero_point {zero_point}"
-        + (" and an offset" if offset is not None else ""),
-        where=f"node '{node.name}'",
-        hint="it runs int4 (symmetric around 8, or with an offset) and symmetric int8",
-    )
 
 
 def padded(rows: int) -> int:

@@ -102,14 +102,23 @@ def compile_one(kernel: Kernel, arch: Architecture) -> Compiled:
     Raises: whatever Triton raises.
     """
     import triton
-    from triton.backends.compiler import GPUTarget
+
+    made = triton.compile(source_of(kernel, arch), target=target_of(arch), options=options_of(kernel, arch))
+    return _collect(kernel, arch, made)
+
+
+def source_of(kernel: Kernel, arch: Architecture) -> Any:
+    """Return what Triton compiles: the kernel's function with its pointers' types and its constants.
+
+    Raises: TargetRefused if it takes fp8 and the architecture has none.
+    """
     from triton.compiler import ASTSource
 
     function = kernel.function()
     pointers = {name: _pointer(dtype, arch) for name, dtype in kernel.args}
     order = [name for name in function.arg_names if name in pointers]
     assert order == [name for name, _ in kernel.args], f"{kernel.symbol} takes {order}"
-    source = ASTSource(
+    return ASTSource(
         fn=function,
         signature={name: pointers.get(name, "constexpr") for name in function.arg_names},
         constexprs=dict(kernel.constants),
@@ -119,13 +128,22 @@ def compile_one(kernel: Kernel, arch: Architecture) -> Compiled:
             if name in pointers
         },
     )
-    target = GPUTarget(arch.backend, arch.triton, arch.warp)
+
+
+def target_of(arch: Architecture) -> Any:
+    """Return an architecture as Triton names it."""
+    from triton.backends.compiler import GPUTarget
+
+    return GPUTarget(arch.backend, arch.triton, arch.warp)
+
+
+def options_of(kernel: Kernel, arch: Architecture) -> dict[str, int]:
+    """Return Triton's options."""
     options = {"num_warps": kernel.warps, "num_stages": kernel.stages}
     if arch.backend == "hip":
         # Narrow and wide tiles must use the same matrix instruction: a token's bits depend on it.
         options["matrix_instr_nonkdim"] = 16
-    made = triton.compile(source, target=target, options=options)
-    return _collect(kernel, arch, made)
+    return options
 
 
 def _collect(kernel: Kernel, arch: Architecture, made: Any) -> Compiled:

@@ -5,8 +5,9 @@ residual stream is f32; a Split is a view, not a copy; and each matrix product a
 steps of few tokens and one for wide steps, which give a token the same bits.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import onnx_ir as ir
 
@@ -24,8 +25,8 @@ from tokc.targets.gpu.kernels.gather_rows import GatherRows
 from tokc.targets.gpu.kernels.paged_attention import PagedAttention
 from tokc.targets.gpu.kernels.rms_norm import RmsNorm
 from tokc.targets.gpu.kernels.rope_write_kv import RopeWriteKV
-from tokc.targets.lowering import Float, Lowering, Slot
-from tokc.targets.nodes import integer, layer_of, number, required, split_widths, text
+from tokc.targets.lowering import Float, Lowering, Rules, Slot, lower_nodes, lower_split, skip
+from tokc.targets.nodes import integer, layer_of, number, required, text
 from tokc.targets.plan import Buffer, Launch, Operand, Plan, Rows, Steps
 from tokc.targets.work import launch_work
 
@@ -92,24 +93,14 @@ def emit(
     if program.form != "ragged":
         raise TargetRefused("GPU targets run ragged programs only", hint="add kv-layout to the passes")
     low = Emission(program, bounds(program, architecture, limits), architecture=architecture)
-    for node in program.graph:
-        lower = LOWER.get((node.domain, node.op_type))
-        if lower is None:
-            raise TargetRefused(
-                f"GPU targets have no kernel for '{node.op_type}'",
-                where=f"node '{node.name}'",
-                hint="they run the forms that the default passes leave",
-            )
-        lower(low, node)
-    logits = low.slots[program.graph.outputs[0]]
-    low.buffers[logits.buffer] = replace(low.buffers[logits.buffer], space="output")
-    kernels = tuple(sorted(low.kernels.values(), key=lambda kernel: kernel.symbol))
-    plan = Plan(
-        limits=dict(low.limits),
-        kernels=tuple(kernel.symbol for kernel in kernels),
-        buffers=tuple(low.buffers.values()),
-        launches=tuple(low.launches),
+    lower_nodes(
+        low,
+        LOWER,
+        lacks="GPU targets have no kernel for",
+        hint="they run the forms that the default passes leave",
     )
+    kernels = tuple(sorted(low.kernels.values(), key=lambda kernel: kernel.symbol))
+    plan = low.plan(kernel.symbol for kernel in kernels)
     return plan, kernels, tuple(low.tensors.values())
 
 
@@ -254,15 +245,6 @@ def lower_linear(low: Emission, node: ir.Node) -> None:
         low.launch(node, kernel, (*operands, *scratch), x.rows, steps)
 
 
-def lower_split(low: Emission, node: ir.Node) -> None:
-    """Make each output of a Split a view."""
-    source = low.slots[required(node.inputs[0])]
-    column = source.column
-    for value, width in zip(node.outputs, split_widths(node), strict=True):
-        low.slots[value] = replace(source, width=width, column=column)
-        column += width
-
-
 def lower_gated_activation(low: Emission, node: ir.Node) -> None:
     """Lower GatedActivation over the joint gate and up projection."""
     x = low.slots[required(node.inputs[0])]
@@ -371,16 +353,7 @@ def lower_product(low: Emission, node: ir.Node) -> None:
         raise TargetRefused("GPU targets multiply by constant scalars only", where=f"node '{node.name}'")
     factor = float(constants[0].const_value.numpy().reshape(()))
     x = low.slots[next(value for value in values if value is not constants[0])]
-    out = low.activation(node.outputs[0], x.width, x.rows, dtype=only_dtype(node))
-    kernel = Scale(
-        factor=factor,
-        width=x.width,
-        x_stride=x.stride,
-        x_dtype=x.dtype,
-        y_dtype=only_dtype(node),
-        rows=x.rows,
-    )
-    low.launch(node, kernel, (x.operand, low.info(), out), x.rows)
+    launch_row(low, node, x, partial(Scale, factor=factor))
 
 
 def lower_activation(low: Emission, node: ir.Node) -> None:
@@ -388,24 +361,19 @@ def lower_activation(low: Emission, node: ir.Node) -> None:
     if node.op_type == "Gelu" and text(node, "approximate", "none") != "tanh":
         raise TargetRefused("GPU targets run Gelu with approximate='tanh' only", where=f"node '{node.name}'")
     x = low.slots[required(node.inputs[0])]
-    out = low.activation(node.outputs[0], x.width, x.rows, dtype=only_dtype(node))
     function = {"Sigmoid": "sigmoid", "Gelu": "gelu_tanh"}[node.op_type]
-    kernel = Apply(
-        activation=function,
-        width=x.width,
-        x_stride=x.stride,
-        x_dtype=x.dtype,
-        y_dtype=only_dtype(node),
-        rows=x.rows,
-    )
-    low.launch(node, kernel, (x.operand, low.info(), out), x.rows)
+    launch_row(low, node, x, partial(Apply, activation=function))
 
 
-def skip(low: Emission, node: ir.Node) -> None:
-    """Leave a node that its readers take in as a whole."""
+def launch_row(low: Emission, node: ir.Node, x: Slot, kernel: Callable[..., Kernel]) -> None:
+    """Launch what computes each element of a row from that of `x`, in the dtype in which it is read."""
+    dtype = only_dtype(node)
+    out = low.activation(node.outputs[0], x.width, x.rows, dtype=dtype)
+    made = kernel(width=x.width, x_stride=x.stride, x_dtype=x.dtype, y_dtype=dtype, rows=x.rows)
+    low.launch(node, made, (x.operand, low.info(), out), x.rows)
 
 
-LOWER: Mapping[tuple[str, str], Callable[[Emission, ir.Node], None]] = {
+LOWER: Rules[Emission] = {
     ("", "Gather"): lower_embedding,
     ("", "RMSNormalization"): lower_norm,
     ("", "Split"): lower_split,

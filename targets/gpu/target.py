@@ -8,7 +8,7 @@ from tokc.artifact.writer import canonical_json
 from tokc.errors import TargetRefused
 from tokc.ir.program import Program
 from tokc.runtime.manifest import TargetInfo
-from tokc.targets.base import Device, Limits, Lowered, Precision, Target, Verified
+from tokc.targets.base import Device, Limits, Lowered, Precision, Target, Verified, pass_list
 from tokc.targets.gpu.codegen import Compiled, compile_kernels
 from tokc.targets.gpu.device import ARCHITECTURES, Architecture, Backend, architectures
 from tokc.targets.gpu.emit import emit
@@ -18,7 +18,6 @@ from tokc.targets.memory import plan_memory
 
 SCHEMA_VERSION = 1
 LIBRARY = "kernels.json"
-BITS = {"int4": 4, "int8": 8}
 WEIGHTS = ("int4", "int8", "f16")
 CACHES = ("f16", "int8")
 
@@ -46,19 +45,7 @@ class Vendor:
 
     def pipeline(self, precision: Precision) -> str:
         """Return the default passes, in running order."""
-        passes = [
-            "fold-constants",
-            "eliminate-dead-code",
-            "fuse-linear",
-            "fuse-attention",
-            "fuse-qkv",
-            "fuse-gate-up",
-        ]
-        if precision.weights in BITS:
-            bits = BITS[precision.weights]
-            passes.append(f"quantize-weights{{bits={bits} group={precision.group} act_group=0}}")
-        passes += ["fuse-add-rms-norm", f"kv-layout{{page=16 dtype={precision.kv}}}", "eliminate-dead-code"]
-        return ",".join(passes)
+        return pass_list(precision, grid_options="act_group=0")
 
     def lower(self, program: Program, device: str, limits: Limits) -> Lowered:
         """Lower a ragged program: emit launches, place buffers, compile kernels, pack weights.

@@ -6,14 +6,14 @@ import numpy as np
 import onnx_ir as ir
 
 from tokc.artifact.writer import Tensor
-from tokc.errors import TargetRefused
-from tokc.targets.constants import Array, array, dense, name_of, quants, shape_of
+from tokc.targets.constants import Array, array, dense, grid_of, name_of, quants, shape_of
 from tokc.targets.gpu.kernels.linear import Linear
 from tokc.targets.gpu.packing import pack_codes, pack_dense, pack_groups, part_bytes
-from tokc.targets.nodes import integer, required
+from tokc.targets.nodes import required
 
 MATRIX = 2
 GROUP = 32
+GRIDS = "GPU targets run int4 (symmetric around 8, or with an offset), symmetric int8, and f16"
 
 
 def vector(value: ir.Value) -> Tensor:
@@ -43,7 +43,7 @@ def quantized(node: ir.Node) -> tuple[tuple[Tensor, ...], Linear]:
     q, scale = required(node.inputs[1]), required(node.inputs[2])
     offset = node.inputs[3] if len(node.inputs) > 3 else None
     rows, columns = _matrix(q)
-    bits, symmetric = _grid(node, q, offset)
+    bits, symmetric = grid_of(node, lacks="no GPU kernel decodes", hint=GRIDS)
     kernel = Linear(rows, columns, bits, symmetric, bias=False, x_stride=columns, y_dtype="f16", group=GROUP)
     loads: dict[str, Callable[[], Array]] = {
         "weight": lambda: pack_codes(quants(q), kernel),
@@ -66,20 +66,3 @@ def _matrix(value: ir.Value) -> tuple[int, int]:
     shape = shape_of(value)
     assert len(shape) == MATRIX, f"'{value.name}' is no matrix"
     return shape[0], shape[1]
-
-
-def _grid(node: ir.Node, q: ir.Value, offset: ir.Value | None) -> tuple[int, bool]:
-    zero_point = integer(node, "zero_point")
-    match (q.dtype, zero_point, offset is not None):
-        case (ir.DataType.UINT4, 8, False):
-            return 4, True
-        case (ir.DataType.UINT4, 0, True):
-            return 4, False
-        case (ir.DataType.INT8, 0, False):
-            return 8, True
-    raise TargetRefused(
-        f"no GPU kernel decodes weights of {q.dtype}, zero_point {zero_point}"
-        + (" and an offset" if offset is not None else ""),
-        where=f"node '{node.name}'",
-        hint="GPU targets run int4 (symmetric around 8, or with an offset), symmetric int8, and f16",
-    )

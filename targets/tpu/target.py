@@ -5,7 +5,7 @@ import importlib.util
 from tokc.artifact.writer import canonical_json
 from tokc.ir.program import Program
 from tokc.runtime.manifest import TargetInfo
-from tokc.targets.base import Device, Limits, Lowered, Precision, Target
+from tokc.targets.base import Device, Limits, Lowered, Precision, Target, pass_list
 from tokc.targets.tpu.build import Job, Made, require, run
 from tokc.targets.tpu.describe import Described, Platform, describe, tpu_platform
 from tokc.targets.tpu.fit import fit_of, refuse
@@ -15,7 +15,6 @@ from tokc.targets.tpu.topologies import TOPOLOGIES, topology_here
 
 LIBRARY = "xla.json"
 STABLEHLO = "stablehlo"  # what the code is for: StableHLO runs on no one machine
-_BITS = {"int4": 4, "int8": 8}
 CPU = Platform("cpu", compute="float32")
 TOKENS, SEQS = (1, 16, 64, 512), (1, 16, 64)
 
@@ -36,12 +35,7 @@ def pipeline(precision: Precision) -> str:
 
     Projections stay apart: cut over chips, a fused one would have to be put together again.
     """
-    passes = ["fold-constants", "eliminate-dead-code", "fuse-linear", "fuse-attention"]
-    if precision.weights in _BITS:
-        bits = _BITS[precision.weights]
-        passes.append(f"quantize-weights{{bits={bits} group={precision.group} act_group=0}}")
-    passes += ["fuse-add-rms-norm", f"kv-layout{{page=16 dtype={precision.kv}}}", "eliminate-dead-code"]
-    return ",".join(passes)
+    return pass_list(precision, ("fuse-linear", "fuse-attention"), "act_group=0")
 
 
 def lower_cpu(program: Program, device: str, limits: Limits) -> Lowered:

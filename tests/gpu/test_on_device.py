@@ -1,15 +1,13 @@
 """Whole artifacts on this machine's GPU: built for it, against the program they were built from."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.gpu.on_device import device, target_of
-from tests.targets.gpu.test_whole_plan import CASES, CONTEXT, DECODED, PROMPTS, decode
-from tests.tiny_models import tiny_folder
+from tests.targets.gpu.test_whole_plan import CASES, CONTEXT, DECODED, PROMPTS, Case, case_of, decode
 from tokc.compiler import Build, Request, build, precision
 from tokc.quality.divergence import logits
 from tokc.runtime.artifact import Artifact
@@ -22,15 +20,8 @@ CACHE_BYTES = 1 << 24
 QUESTION = [{"role": "user", "content": "Name three colours."}]
 
 
-@dataclass(frozen=True)
-class Case:
-    """An artifact for this device, and how far it may be from its program."""
-
-    built: Build
-    error: float
-
-    def executor(self) -> GpuExecutor:
-        return GpuExecutor.open(Artifact.open(self.built.artifact), kv_bytes=CACHE_BYTES)
+def on_device(built: Build) -> GpuExecutor:
+    return GpuExecutor.open(Artifact.open(built.artifact), kv_bytes=CACHE_BYTES)
 
 
 @pytest.fixture(scope="module")
@@ -42,11 +33,7 @@ def target() -> Iterator[str]:
 
 @pytest.fixture(scope="module", params=CASES)
 def case(request: pytest.FixtureRequest, target: str, tmp_path_factory: pytest.TempPathFactory) -> Case:
-    family, changes, weights, kv, error = CASES[request.param]
-    folder = tmp_path_factory.mktemp("model")
-    model = tiny_folder(family, folder / family, head_dim=32, **changes)
-    asked = Request(model, target=target, precision=precision(weights, kv), context=CONTEXT, check=False)
-    return Case(build(asked, folder / "model.tokc"), error)
+    return case_of(request.param, target, tmp_path_factory.mktemp("model"), on_device)
 
 
 @pytest.fixture(scope="module")
@@ -56,24 +43,11 @@ def smollm2(smollm2_gguf: Path, target: str, tmp_path_factory: pytest.TempPathFa
 
 
 def test_prefill_and_decode_give_the_programs_tokens(case: Case) -> None:
-    executor = case.executor()
-    found = decode(executor, PROMPTS, 32, DECODED)
-    executor.close()
-    for prompt, rows in zip(PROMPTS, found, strict=True):
-        tokens = [int(row.argmax()) for row in rows]
-        expected = logits(case.built.program, np.array([*prompt, *tokens[:-1]]))[0][len(prompt) - 1 :]
-        error = np.abs(np.stack(rows) - expected).max() / np.abs(expected).max()
-        assert error < case.error
-        assert tokens == expected.argmax(axis=-1).tolist()
+    case.require_the_programs_tokens()
 
 
 def test_the_chunk_and_the_company_change_no_bit(case: Case) -> None:
-    whole, alone = case.executor(), case.executor()
-    together = decode(whole, PROMPTS, 32, DECODED)
-    (single,) = decode(alone, PROMPTS[:1], 7, DECODED)
-    whole.close()
-    alone.close()
-    assert (np.stack(together[0]) == np.stack(single)).all()
+    case.require_the_same_bits_alone(DECODED)
 
 
 def test_a_recorded_step_answers_as_the_direct_one_did(case: Case) -> None:

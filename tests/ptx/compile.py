@@ -11,11 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tokc.targets.gpu.codegen import options_of, source_of, target_of
 from tokc.targets.gpu.device import ARCHITECTURES, Architecture
 from tokc.targets.gpu.kernel import Kernel
-
-POINTERS = {"f32": "*fp32", "f16": "*fp16", "i32": "*i32", "i8": "*i8", "u8": "*u8"}
-POINTER_ALIGN = 16
 
 
 @dataclass(frozen=True)
@@ -78,27 +76,10 @@ def compiler() -> Iterator[Compiler]:
 def compile_here(kernel: Kernel, architecture: Architecture) -> Compiled:
     """Compile in this process, which must not have TRITON_INTERPRET."""
     import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
 
-    function = kernel.function()
-    pointers = POINTERS | {"fp8": f"*{architecture.fp8}"}
-    types = {name: pointers[dtype] for name, dtype in kernel.args}
-    constants = dict(kernel.constants)
-    source = ASTSource(
-        fn=function,
-        signature={name: types.get(name, "constexpr") for name in function.arg_names},
-        constexprs=constants,
-        attrs={
-            (index,): [["tt.divisibility", POINTER_ALIGN]]
-            for index, name in enumerate(function.arg_names)
-            if name in types
-        },
-    )
-    target = GPUTarget(architecture.backend, architecture.triton, architecture.warp)
-    options = {"num_warps": kernel.warps, "num_stages": kernel.stages}
     triton.knobs.runtime.add_stages_inspection_hook = end_with_ptx
-    found = triton.compile(source, target=target, options=options)
+    source, target = source_of(kernel, architecture), target_of(architecture)
+    found = triton.compile(source, target=target, options=options_of(kernel, architecture))
     return Compiled(found.asm["ptx"], found.metadata.shared)
 
 

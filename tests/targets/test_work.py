@@ -13,7 +13,7 @@ from tokc.pipeline import Pipeline
 from tokc.targets.base import Precision
 from tokc.targets.cpu.emit import emit
 from tokc.targets.cpu.isa import ISAS
-from tokc.targets.cpu.target import pipeline
+from tokc.targets.cpu.target import TARGET
 from tokc.targets.plan import Launch, Plan
 
 LIMITS = {"tokens": 16, "rows": 4, "seqs": 4, "blocks": 4, "context": 64}
@@ -25,7 +25,7 @@ QUANT_BYTES = 1 + 8 / 32
 
 def lowered(family: str, folder: Path, precision: Precision) -> tuple[Program, Plan]:
     model = tiny_folder(family, folder / family, head_dim=DIM, num_hidden_layers=1)
-    program = Pipeline.parse(pipeline(precision)).run(import_model(model, context=64))
+    program = Pipeline.parse(TARGET.pipeline(precision)).run(import_model(model, context=64))
     plan, _, _ = emit(program, ISAS["avx512-vnni"], LIMITS)
     return program, plan
 

@@ -6,6 +6,8 @@ The operands are swapped as in `linear`: a tile of the weight comes first and th
 import triton
 import triton.language as tl
 
+from tokc.targets.gpu.functions.linear import finish
+
 
 @triton.jit
 def operand_tile(
@@ -19,11 +21,11 @@ def operand_tile(
 
 
 @triton.jit
-def scaled_tile(weight, scale, x, x_scale, info, bias, y,
-                N: tl.constexpr, K: tl.constexpr, X_STRIDE: tl.constexpr, BLOCK_SCALES: tl.constexpr,
-                EXACT: tl.constexpr, F16: tl.constexpr, COUNT: tl.constexpr, ROWS: tl.constexpr,
-                BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):  # fmt: skip
-    """Compute a tile [ROWS, BLOCK_N] of y; `bias` None is absent.
+def scaled_linear(weight, scale, x, x_scale, info, bias, y,
+                  N: tl.constexpr, K: tl.constexpr, X_STRIDE: tl.constexpr, BLOCK_SCALES: tl.constexpr,
+                  EXACT: tl.constexpr, F16: tl.constexpr, COUNT: tl.constexpr, ROWS: tl.constexpr,
+                  BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):  # fmt: skip
+    """Compute a tile [ROWS, BLOCK_N] of y; without a bias, its pointer is a constant, None.
 
     EXACT: products are summed in i32. Else a tile of columns is summed by the matrix unit, whose sums of fp8
     products keep fewer bits than f32, and the tiles are added in f32.
@@ -63,31 +65,4 @@ def scaled_tile(weight, scale, x, x_scale, info, bias, y,
         total = total * by[:, None] * tl.load(x_scale + first_row + row, mask=row_inside, other=0.0)[None, :]
     if bias is not None:
         total += tl.load(bias + first_n + n, mask=n_inside, other=0.0)[:, None]
-    at = y + row[None, :] * N + n[:, None]
-    inside = row_inside[None, :] & n_inside[:, None]
-    if F16:
-        tl.store(at, tl.minimum(tl.maximum(total, -65504.0), 65504.0).to(tl.float16), mask=inside)
-    else:
-        tl.store(at, total, mask=inside)
-
-
-@triton.jit
-def scaled_linear(
-    weight, scale, x, x_scale, info, y,
-    N: tl.constexpr, K: tl.constexpr, X_STRIDE: tl.constexpr, BLOCK_SCALES: tl.constexpr, EXACT: tl.constexpr,
-    F16: tl.constexpr, COUNT: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    """Compute y = x @ w.T, both of 8 bits."""
-    scaled_tile(weight, scale, x, x_scale, info, None, y, N, K, X_STRIDE, BLOCK_SCALES, EXACT, F16,
-                COUNT, ROWS, BLOCK_N, BLOCK_K)  # fmt: skip
-
-
-@triton.jit
-def scaled_linear_bias(
-    weight, scale, x, x_scale, info, bias, y,
-    N: tl.constexpr, K: tl.constexpr, X_STRIDE: tl.constexpr, BLOCK_SCALES: tl.constexpr, EXACT: tl.constexpr,
-    F16: tl.constexpr, COUNT: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    """Compute y = x @ w.T + bias, both of 8 bits."""
-    scaled_tile(weight, scale, x, x_scale, info, bias, y, N, K, X_STRIDE, BLOCK_SCALES, EXACT, F16,
-                COUNT, ROWS, BLOCK_N, BLOCK_K)  # fmt: skip
+    finish(total, y, n, n_inside, row, row_inside, N, F16)

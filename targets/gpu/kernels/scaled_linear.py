@@ -120,9 +120,10 @@ class ScaledLinear:
         return Axis(self.rows, self.tile_rows), Axis(times=-(-self.n // self.shape.block_n))
 
     @property
-    def constants(self) -> Mapping[str, int | float | bool | str]:
+    def constants(self) -> Mapping[str, int | float | bool | str | None]:
         """Return the constexpr arguments."""
         return {
+            **({} if self.bias else {"bias": None}),
             "N": self.n,
             "K": self.k,
             "X_STRIDE": self.x_stride,
@@ -137,9 +138,9 @@ class ScaledLinear:
 
     def function(self) -> Any:
         """Return the jitted function."""
-        from tokc.targets.gpu.functions import scaled_linear
+        from tokc.targets.gpu.functions.scaled_linear import scaled_linear
 
-        return scaled_linear.scaled_linear_bias if self.bias else scaled_linear.scaled_linear
+        return scaled_linear
 
     def variant(self, *, wide: bool, bias: bool, x_stride: int, y_dtype: str, rows: Rows = "tokens") -> Self:
         """Return the kernel of the same weight for one place in the program, for narrow or for wide steps."""

@@ -14,7 +14,7 @@ from tokc.pipeline import Pipeline
 from tokc.targets.base import Precision
 from tokc.targets.cpu.emit import emit
 from tokc.targets.cpu.isa import ISAS
-from tokc.targets.cpu.target import pipeline
+from tokc.targets.cpu.target import TARGET
 from tokc.targets.memory import overlapping, plan_memory
 from tokc.targets.plan import Plan
 
@@ -34,7 +34,7 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Program]:
         "llama", tmp_path_factory.mktemp("models") / "llama", head_dim=32, num_hidden_layers=1
     )
     imported = import_model(folder, context=64)
-    return {name: Pipeline.parse(pipeline(p)).run(imported) for name, p in PRECISIONS.items()}
+    return {name: Pipeline.parse(TARGET.pipeline(p)).run(imported) for name, p in PRECISIONS.items()}
 
 
 def lowered(program: Program) -> Plan:
@@ -98,7 +98,7 @@ def test_a_node_without_a_kernel_is_refused_by_name(programs: dict[str, Program]
 
 def test_unquantized_activations_over_quantized_weights_are_refused(tmp_path: Path) -> None:
     folder = tiny_folder("llama", tmp_path / "m", head_dim=32, num_hidden_layers=1)
-    text = pipeline(Precision("int4")).replace("bits=4", "bits=4 act_group=0")
+    text = TARGET.pipeline(Precision("int4")).replace("bits=4", "bits=4 act_group=0")
     program = Pipeline.parse(text).run(import_model(folder, context=64))
     with pytest.raises(TargetRefused, match="act_group=0"):
         emit(program, ISAS["avx512-vnni"], LIMITS)
@@ -106,6 +106,6 @@ def test_unquantized_activations_over_quantized_weights_are_refused(tmp_path: Pa
 
 def test_columns_that_do_not_fill_groups_are_refused(tmp_path: Path) -> None:
     folder = tiny_folder("llama", tmp_path / "m", head_dim=32, num_hidden_layers=1, intermediate_size=80)
-    program = Pipeline.parse(pipeline(Precision("int4"))).run(import_model(folder, context=64))
+    program = Pipeline.parse(TARGET.pipeline(Precision("int4"))).run(import_model(folder, context=64))
     with pytest.raises(TargetRefused, match="multiple of 32"):
         emit(program, ISAS["avx512-vnni"], LIMITS)

@@ -20,13 +20,13 @@ def run(kernel: Fp8Linear, form: str, arrays: dict[str, np.ndarray], rows: slice
     x, x_scale = arrays["x"][rows].copy(), arrays["x_scale"][rows].copy()
     y = np.full((len(x), kernel.n), UNTOUCHED, DTYPES[kernel.y_dtype])
     given = {**arrays, "x": x, "x_scale": x_scale, "info": info(tokens=count), "y": y}
-    tensors = [torch.from_numpy(given[name].reshape(-1)) for name, _ in kernel.args]
-    seen = [
-        tensor.view(FORMS[form]) if dtype == "fp8" else tensor
-        for tensor, (_, dtype) in zip(tensors, kernel.args, strict=True)
-    ]
+    tensors = {name: torch.from_numpy(given[name].reshape(-1)) for name, _ in kernel.args}
+    seen = {
+        name: tensors[name].view(FORMS[form]) if dtype == "fp8" else tensors[name]
+        for name, dtype in kernel.args
+    }
     grid = tuple(extent(axis, {"tokens": len(x)}) for axis in kernel.grid)
-    kernel.function()[grid](*seen, **kernel.constants)
+    kernel.function()[grid](**seen, **kernel.constants)
     return y
 
 

@@ -5,6 +5,7 @@ Nothing but the driver differs from a real device: the same plan, buffers, tiles
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,23 +50,52 @@ class Case:
 
     built: Build
     error: float
+    open: Callable[[Build], GpuExecutor]
 
     def executor(self) -> GpuExecutor:
         """Return an executor of its own, so that no cache holds what another run wrote."""
-        _, kernels, _ = emit(self.built.program, "sm_80", Limits(context=CONTEXT))
-        driver = InterpreterDriver({kernel.symbol: kernel for kernel in kernels})
-        return GpuExecutor(Artifact.open(self.built.artifact), driver, kv_bytes=1 << 20)
+        return self.open(self.built)
+
+    def require_the_programs_tokens(self) -> None:
+        """Decode greedily and compare tokens and logits with the program's."""
+        executor = self.executor()
+        found = decode(executor, PROMPTS, 32, DECODED)
+        executor.close()
+        for prompt, rows in zip(PROMPTS, found, strict=True):
+            tokens = [int(row.argmax()) for row in rows]
+            expected = logits(self.built.program, np.array([*prompt, *tokens[:-1]]))[0][len(prompt) - 1 :]
+            error = np.abs(np.stack(rows) - expected).max() / np.abs(expected).max()
+            assert error < self.error
+            assert tokens == expected.argmax(axis=-1).tolist()
+
+    def require_the_same_bits_alone(self, decoded: int) -> None:
+        """Decode the first prompt beside the others and, in other chunks, alone."""
+        whole, alone = self.executor(), self.executor()
+        together = decode(whole, PROMPTS, 32, decoded)
+        (single,) = decode(alone, PROMPTS[:1], 7, decoded)
+        whole.close()
+        alone.close()
+        assert (np.stack(together[0]) == np.stack(single)).all()
+
+
+def case_of(name: str, target: str, folder: Path, opener: Callable[[Build], GpuExecutor]) -> Case:
+    """Build a case for a target."""
+    family, changes, weights, kv, error = CASES[name]
+    model = tiny_folder(family, folder / family, head_dim=32, **changes)
+    asked = Request(model, target=target, precision=precision(weights, kv), context=CONTEXT, check=False)
+    return Case(build(asked, folder / "model.tokc"), error, opener)
+
+
+def interpreted(built: Build) -> GpuExecutor:
+    """Return an executor whose kernels run in the interpreter."""
+    _, kernels, _ = emit(built.program, "sm_80", Limits(context=CONTEXT))
+    driver = InterpreterDriver({kernel.symbol: kernel for kernel in kernels})
+    return GpuExecutor(Artifact.open(built.artifact), driver, kv_bytes=1 << 20)
 
 
 @pytest.fixture(scope="module", params=CASES)
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
-    family, changes, weights, kv, error = CASES[request.param]
-    folder = tmp_path_factory.mktemp("model")
-    model = tiny_folder(family, folder / family, head_dim=32, **changes)
-    asked = Request(
-        model, target="cuda:sm_80", precision=precision(weights, kv), context=CONTEXT, check=False
-    )
-    return Case(build(asked, folder / "model.tokc"), error)
+    return case_of(request.param, "cuda:sm_80", tmp_path_factory.mktemp("model"), interpreted)
 
 
 def decode(
@@ -99,25 +129,12 @@ def decode(
 
 
 def test_prefill_and_decode_of_a_ragged_batch_give_the_programs_tokens(case: Case) -> None:
-    executor = case.executor()
-    found = decode(executor, PROMPTS, 32, DECODED)
-    executor.close()
-    for prompt, rows in zip(PROMPTS, found, strict=True):
-        tokens = [int(row.argmax()) for row in rows]
-        expected = logits(case.built.program, np.array([*prompt, *tokens[:-1]]))[0][len(prompt) - 1 :]
-        error = np.abs(np.stack(rows) - expected).max() / np.abs(expected).max()
-        assert error < case.error
-        assert tokens == expected.argmax(axis=-1).tolist()
+    case.require_the_programs_tokens()
 
 
 def test_the_chunk_and_the_company_change_no_bit(case: Case) -> None:
-    whole, alone = case.executor(), case.executor()
     with products_in_order():
-        together = decode(whole, PROMPTS, 32, 2)
-        (single,) = decode(alone, PROMPTS[:1], 7, 2)
-    whole.close()
-    alone.close()
-    assert (np.stack(together[0]) == np.stack(single)).all()
+        case.require_the_same_bits_alone(2)
 
 
 def test_every_launch_packs_what_the_code_reads(case: Case) -> None:
