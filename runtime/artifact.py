@@ -200,6 +200,11 @@ def verify(path: str | Path) -> dict[str, FileInfo]:
     return dict(Artifact.open(path).manifest.files)
 
 
+def folder_bytes(folder: Path) -> int:
+    """Return the size of all files of an artifact, the manifest included."""
+    return sum(path.stat().st_size for path in _files_in(folder))
+
+
 def _files_in(folder: Path) -> Iterator[Path]:
     return (path for path in folder.rglob("*") if not path.is_dir())
 

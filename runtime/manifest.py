@@ -8,6 +8,8 @@ from typing import NamedTuple, TypeVar
 from tokc.errors import ArtifactRefused
 
 SCHEMA_VERSION = 1
+_KV_ITEM_BYTES = {"f32": 4.0, "f16": 2.0, "int8": 1.0}
+_KV_SCALE_BYTES = 4
 
 _T = TypeVar("_T")
 
@@ -50,6 +52,14 @@ class KvInfo(NamedTuple):
     kv_heads: int
     head_dim: int
 
+    @property
+    def bytes_per_token(self) -> float:
+        """Return what one token takes in the cache of all layers, scales included."""
+        head_bytes = self.head_dim * _KV_ITEM_BYTES[self.dtype] + (
+            _KV_SCALE_BYTES if self.dtype == "int8" else 0
+        )
+        return 2 * self.layers * self.kv_heads * head_bytes
+
 
 class LimitsInfo(NamedTuple):
     """Bound a sequence (`context`, tokens) and a step (`max_tokens_per_step`, `max_rows` logit rows)."""
@@ -79,6 +89,11 @@ class Manifest(NamedTuple):
     pipeline: str = ""
     licence: str | None = None
     provenance: Mapping[str, str] = {}
+
+    @property
+    def weight_bytes(self) -> int:
+        """Return the size of the files of tensors."""
+        return sum(file.bytes for name, file in self.files.items() if name.endswith(".safetensors"))
 
     def to_json(self) -> dict[str, object]:
         """Return what `manifest.json` holds."""

@@ -25,7 +25,8 @@ def compile(  # noqa: A001 - the field's word for it, and re.compile's precedent
     defaults to NAME.tokc here.
     Raises: TokcError.
     """
-    from tokc.compiler import Request, build, default_out, precision
+    from tokc.compiler import Request, build, precision
+    from tokc.model_files import default_out
 
     request = Request(
         Path(model),

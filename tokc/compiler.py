@@ -91,12 +91,6 @@ def precision(dtype: str, kv_dtype: str | None) -> Precision:
     raise UnknownOption(f"unknown kv dtype '{kv}'; choose from {', '.join(KV_DTYPES)}")
 
 
-def default_out(model: Path) -> Path:
-    """Return NAME.tokc in the working folder."""
-    name = model.stem if model.is_file() else model.resolve().name
-    return Path(f"{name}.tokc")
-
-
 def prepare(request: Request) -> tuple[BoundTarget, Pipeline]:
     """Return the target and pipeline that a request names.
 

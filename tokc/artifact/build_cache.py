@@ -20,7 +20,8 @@ import tokc
 from tokc.artifact.writer import canonical_json, written_aside
 from tokc.cost.devices import cpu_features, cpu_name
 from tokc.errors import TokcError
-from tokc.runtime.artifact import verify
+from tokc.model_files import sha256
+from tokc.runtime.artifact import folder_bytes, verify
 
 LIMIT_BYTES = 10 << 30
 HOST_KINDS = ("cpu", "xla")
@@ -77,7 +78,7 @@ class BuildCache:
 
     def keep(self, key: str, artifact: Path, seconds: float) -> bool:
         """Keep a copy of an artifact that took `seconds` to build; return whether there was room."""
-        if _size(artifact) > self.limit_bytes:
+        if folder_bytes(artifact) > self.limit_bytes:
             return False
         try:
             with written_aside(self.folder / key) as folder:
@@ -95,7 +96,7 @@ class BuildCache:
         return sorted(found, key=lambda path: path.stat().st_mtime)
 
     def _trim(self) -> None:
-        sizes = {path: _size(path) for path in self.entries()}
+        sizes = {path: folder_bytes(path) for path in self.entries()}
         total = sum(sizes.values())
         for path, size in sizes.items():
             if total <= self.limit_bytes:
@@ -145,15 +146,10 @@ def _hashes(model: Path) -> dict[str, str]:
     try:
         if model.is_dir():
             files = sorted(path for path in model.rglob("*") if path.is_file())
-            return {path.relative_to(model).as_posix(): _sha256(path) for path in files}
-        return {model.name: _sha256(model)}
+            return {path.relative_to(model).as_posix(): sha256(path) for path in files}
+        return {model.name: sha256(model)}
     except OSError as error:
         raise TokcError(f"cannot read the model '{model}': {error.strerror or error}") from error
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _source_hash() -> str:
@@ -173,7 +169,3 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

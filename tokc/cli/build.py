@@ -15,6 +15,7 @@ from tokc.cli import check as gates_of
 from tokc.cli.check import GATE_HELP, Inconclusive
 from tokc.cli.console import console, needs_extra, print_json, progress
 from tokc.errors import TokcError
+from tokc.model_files import default_out
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -107,15 +108,10 @@ def build(
     gates = gates_of.parse(gate, pricing)
     if gates and stop_after is not None:
         raise typer.BadParameter("--stop-after writes no artifact that --gate could hold")
-    built = _build(asked, out or _default_out(model), cache=cache)
+    built = _build(asked, out or default_out(model), cache=cache)
     judged = _judge(built, gates, pricing)
     _show(built, judged, as_json=as_json)
     gates_of.hold(judged, inconclusive_fails=inconclusive == "fail")
-
-
-def _default_out(model: Path) -> Path:
-    """Return NAME.tokc in the working folder; as the compiler does, without importing it."""
-    return Path(f"{model.stem if model.is_file() else model.resolve().name}.tokc")
 
 
 def _build(asked: _Asked, out: Path, *, cache: bool) -> _Built:
@@ -186,13 +182,16 @@ def _show(built: _Built, judged: "Sequence[Judged]", *, as_json: bool) -> None:
         from tokc.cost import records
 
         ledger = [{name: fact for name, fact in row.items() if name != "seconds"} for row in built.ledger]
-        facts: dict[str, object] = {
-            "artifact": built.path and str(built.path),
-            "pipeline": built.pipeline,
-            "ledger": ledger,
-        }
-        facts |= {"ledger": ledger, "seconds": round(built.seconds, 3), "cached": built.kept_s is not None}
-        print_json({**facts, "gates": [records.encode(one) for one in judged]})
+        print_json(
+            {
+                "artifact": built.path and str(built.path),
+                "pipeline": built.pipeline,
+                "ledger": ledger,
+                "seconds": round(built.seconds, 3),
+                "cached": built.kept_s is not None,
+                "gates": [records.encode(one) for one in judged],
+            }
+        )
         return
     _print_ledger(built)
     if judged:
@@ -205,6 +204,7 @@ def _print_ledger(built: _Built) -> None:
     from rich.table import Table
 
     from tokc.report import units
+    from tokc.runtime.artifact import folder_bytes
 
     table = Table("pass", box=None, pad_edge=False, header_style="dim")
     for column in ("nodes", "weights", "bytes/token", "KL, nats", "seconds"):
@@ -227,7 +227,7 @@ def _print_ledger(built: _Built) -> None:
     if built.kept_s is not None:
         first, now = units.seconds(built.kept_s), units.seconds(built.seconds)
         out.print(f"\nfound in the build cache: the first build of the same took {first}, this one {now}")
-    size = sum(file.stat().st_size for file in built.path.rglob("*") if file.is_file())
+    size = folder_bytes(built.path)
     out.print(f"\n[bold]{built.path}[/] {units.scaled(size, 'B')}; try: tokc run {built.path}")
 
 

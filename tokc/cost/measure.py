@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -72,14 +73,8 @@ def measure(
 
     Raises: TokcError if a prompt and its answer do not fit the context.
     """
-    longest = load.prompt_tokens + load.output_tokens
-    if longest > engine.context_length:
-        raise TokcError(
-            f"{load.prompt_tokens} prompt and {load.output_tokens} answer tokens exceed the context of "
-            f"{engine.context_length}",
-            hint="lower --prompt-tokens or --output-tokens",
-        )
-    prompts = _Prompts(engine.executor.vocab_size, load.prompt_tokens)
+    require_fit(load, engine.context_length)
+    prompts = Prompts(engine.executor.vocab_size, load.prompt_tokens)
     engine.generate_all(prompts.take(1), max_tokens=WARM_UP_TOKENS, ignore_eos=True)
     points = []
     for batch in batches:
@@ -96,35 +91,64 @@ def peak_rss_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-class _Prompts:
+def require_fit(load: Load, context: int) -> None:
+    """Refuse a load that does not fit a context, in tokens.
+
+    Raises: TokcError.
+    """
+    if load.prompt_tokens + load.output_tokens > context:
+        raise TokcError(
+            f"{load.prompt_tokens} prompt and {load.output_tokens} answer tokens exceed the context of "
+            f"{context}",
+            hint="lower --prompt-tokens or --output-tokens",
+        )
+
+
+class Prompts:
     """Random prompts, each seen once, the same in every run."""
 
     def __init__(self, vocab: int, tokens: int) -> None:
+        """Make prompts of so many tokens of a vocabulary."""
         self.random = np.random.default_rng(0)
         self.vocab, self.tokens = vocab, tokens
 
     def take(self, count: int) -> list[list[int]]:
+        """Return the next prompts."""
         return [self.random.integers(self.vocab, size=self.tokens).tolist() for _ in range(count)]
 
 
-def _point(engine: Engine, batch: int, load: Load, prompts: _Prompts) -> Point:
-    ttft, tpot, rate, prefill = [], [], [], []
-    for _ in range(load.repetitions):
-        asked = prompts.take(batch)
-        start_s = time.perf_counter()
-        results = engine.generate_all(asked, max_tokens=load.output_tokens, ignore_eos=True)
-        wall_s = time.perf_counter() - start_s
-        times = [result.timing for result in results]
-        ttft.append(statistics.fmean(one.ttft_s for one in times))
-        tpot.append(statistics.fmean(one.tpot_s or 0.0 for one in times))
-        rate.append(sum(result.usage.completion_tokens for result in results) / wall_s)
-        prefill.append(batch * load.prompt_tokens / max(one.ttft_s for one in times))
+class Run(NamedTuple):
+    """The figures of one batch, as in `Point`."""
+
+    ttft_s: float
+    tpot_s: float
+    tokens_per_s: float
+    prefill_tokens_per_s: float
+
+
+def run_once(engine: Engine, prompts: list[list[int]], output_tokens: int) -> Run:
+    """Send a batch and wait for its last token."""
+    start_s = time.perf_counter()
+    results = engine.generate_all(prompts, max_tokens=output_tokens, ignore_eos=True)
+    wall_s = time.perf_counter() - start_s
+    times = [result.timing for result in results]
+    return Run(
+        statistics.fmean(one.ttft_s for one in times),
+        statistics.fmean(one.tpot_s or 0.0 for one in times),
+        sum(result.usage.completion_tokens for result in results) / wall_s,
+        sum(map(len, prompts)) / max(one.ttft_s for one in times),
+    )
+
+
+def _point(engine: Engine, batch: int, load: Load, prompts: Prompts) -> Point:
+    runs = [run_once(engine, prompts.take(batch), load.output_tokens) for _ in range(load.repetitions)]
+    ttft, tpot, rate, prefill = (Spread.of(values) for values in zip(*runs, strict=True))
     return Point(
         batch=batch,
         prompt_tokens=load.prompt_tokens,
         output_tokens=load.output_tokens,
-        ttft_s=Spread.of(ttft),
-        tpot_s=Spread.of(tpot),
-        tokens_per_s=Spread.of(rate),
-        prefill_tokens_per_s=Spread.of(prefill),
+        ttft_s=ttft,
+        tpot_s=tpot,
+        tokens_per_s=rate,
+        prefill_tokens_per_s=prefill,
     )

@@ -127,6 +127,28 @@ def predict(work: StepWork, host: Host) -> Prediction:
     return Prediction(sum(time.seconds for time in times), times)
 
 
+@dataclass(frozen=True)
+class Answers:
+    """The least time for `batch` answers of `output` tokens: all prompts first, then a token each a step."""
+
+    batch: int
+    output: int
+    prefill_s: float
+    decode: Prediction
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Return output tokens a second, prefill included."""
+        return self.batch * self.output / (self.prefill_s + (self.output - 1) * self.decode.seconds)
+
+
+def predict_answers(work: Work, host: Host, batch: int, prompt: int, output: int) -> Answers:
+    """Return the least time to answer `batch` prompts; a decode step is that in the middle of the answers."""
+    prefill_s = predict(work.reading(batch=batch, prompt=prompt), host).seconds
+    decode = predict(work.decode.at(sequences=batch, context=prompt + output // 2), host)
+    return Answers(batch, output, prefill_s, decode)
+
+
 def error(predicted: float, measured: float) -> float:
     """Return the relative error of a prediction, predicted / measured - 1."""
     return predicted / measured - 1.0

@@ -55,6 +55,16 @@ def device_sheet() -> Mapping[str, Sheet]:
     return {row["name"]: Sheet(**{**row, "targets": tuple(row["targets"])}) for row in rows}
 
 
+def named_device(name: str) -> Sheet:
+    """Return a row of the sheet.
+
+    Raises: UnknownOption listing the rows.
+    """
+    if name not in device_sheet():
+        raise UnknownOption(f"unknown device '{name}'; choose from {', '.join(device_sheet())}")
+    return device_sheet()[name]
+
+
 def sheet_for(target: str, device: str | None = None) -> Sheet | None:
     """Return the named device, or the first that runs `target` (`cuda:sm_90`); None for a CPU's target.
 
@@ -63,12 +73,10 @@ def sheet_for(target: str, device: str | None = None) -> Sheet | None:
     fitting = {name: one for name, one in device_sheet().items() if target in one.targets}
     if device is None:
         return next(iter(fitting.values()), None)
-    if device not in device_sheet():
-        raise UnknownOption(f"unknown device '{device}'; choose from {', '.join(device_sheet())}")
+    named = named_device(device)
     if device not in fitting:
         raise UnknownOption(
-            f"device '{device}' runs {', '.join(device_sheet()[device].targets)}, "
-            f"the artifact is for {target}",
+            f"device '{device}' runs {', '.join(named.targets)}, the artifact is for {target}",
             hint=f"choose from {', '.join(fitting)}" if fitting else "leave out --device",
         )
-    return fitting[device]
+    return named

@@ -1,6 +1,5 @@
 """A Hugging Face folder becomes a Program: config.json, safetensors, tokenizer."""
 
-import hashlib
 import re
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from tokc.importers.decoder import EMBEDDING, HEAD, decoder_program
 from tokc.importers.families import family_of
 from tokc.importers.tokenizer import folder_texts
 from tokc.ir.program import Assets, Program
+from tokc.model_files import sha256
 
 CONFIG = "config.json"
 GENERATION = "generation_config.json"
@@ -88,9 +88,3 @@ def _licence(path: Path) -> str | None:
         r"^license: *(\S+) *$", card.read_text(encoding="utf-8", errors="replace"), re.MULTILINE
     )
     return found.group(1) if found else None
-
-
-def sha256(path: Path) -> str:
-    """Return the hash of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

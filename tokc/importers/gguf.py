@@ -18,11 +18,11 @@ from tokc.importers.families import (
     Family,
     gguf_family,
 )
-from tokc.importers.folder import sha256
 from tokc.importers.gguf_file import GgufFile, Rows, Tensor
 from tokc.importers.gguf_tokenizer import gguf_texts
 from tokc.importers.rope import Rope
 from tokc.ir.program import Assets, Program
+from tokc.model_files import sha256
 
 ROPE_DIVISORS = "rope_freqs.weight"
 GEMMA3_27B_LAYERS = 62

@@ -10,7 +10,7 @@ from tokc.cost import records
 from tokc.cost.devices import probe
 from tokc.cost.measure import Bench, Point
 from tokc.cost.prices import DEFAULT_PRICE, Price, parse_price, usd_per_token
-from tokc.cost.roofline import StepWork, Work, error, predict, read_work
+from tokc.cost.roofline import Work, error, predict_answers, read_work
 from tokc.cost.sheet import Sheet, sheet_for
 from tokc.cost.spread import Spread
 from tokc.errors import TokcError
@@ -20,8 +20,6 @@ from tokc.runtime.artifact import Artifact
 UTILIZATIONS = (1.0, 0.6, 0.3, 0.1)
 PREDICTED_BATCHES = (1, 8)
 PREDICTED_PROMPT, PREDICTED_OUTPUT = 128, 64
-KV_ITEM_BYTES = {"f32": 4.0, "f16": 2.0, "int8": 1.0}
-KV_SCALE_BYTES = 4
 VERIFIED_FILES = ("kernels.json", "xla.json")
 
 
@@ -38,6 +36,15 @@ def bench_path(artifact: Path) -> Path:
 def manifest_sha256(artifact: Path) -> str:
     """Return the hash that stands for the whole artifact."""
     return hashlib.sha256((artifact / "manifest.json").read_bytes()).hexdigest()
+
+
+def other_build(bench: Bench, path: Path, artifact: Path) -> TokcError:
+    """Return the refusal of a bench that is not of this build."""
+    return TokcError(
+        f"the bench is of another build of '{bench.artifact}'",
+        where=str(path),
+        hint=f"measure this one: tokc bench {artifact}",
+    )
 
 
 def collect(
@@ -111,11 +118,7 @@ def _probed(artifact: Artifact, price: Price) -> Inputs:
 def _measured(path: Path, artifact: Path, price: Price) -> Inputs:
     bench = records.read(Bench, path)
     if bench.manifest_sha256 != manifest_sha256(artifact):
-        raise TokcError(
-            f"the bench is of another build of '{bench.artifact}'",
-            where=str(path),
-            hint=f"measure this one: tokc bench {artifact}",
-        )
+        raise other_build(bench, path, artifact)
     return Inputs(
         host=bench.host,
         price=price,
@@ -129,9 +132,7 @@ def _measured(path: Path, artifact: Path, price: Price) -> Inputs:
 
 
 def _identity(artifact: Artifact) -> Identity:
-    manifest, files = artifact.manifest, artifact.manifest.files
-    kv = manifest.kv
-    head_bytes = kv.head_dim * KV_ITEM_BYTES[kv.dtype] + (KV_SCALE_BYTES if kv.dtype == "int8" else 0)
+    manifest = artifact.manifest
     return Identity(
         name=manifest.name,
         manifest_sha256=manifest_sha256(artifact.path),
@@ -140,10 +141,10 @@ def _identity(artifact: Artifact) -> Identity:
         target=f"{manifest.target.kind}:{manifest.target.device}",
         pipeline=manifest.pipeline,
         context=manifest.limits.context,
-        weight_bytes=sum(file.bytes for name, file in files.items() if name.endswith(".safetensors")),
-        artifact_bytes=sum(file.bytes for file in files.values()),
-        kv_bytes_per_token=int(2 * kv.layers * kv.kv_heads * head_bytes),
-        kv_dtype=kv.dtype,
+        weight_bytes=manifest.weight_bytes,
+        artifact_bytes=sum(file.bytes for file in manifest.files.values()),
+        kv_bytes_per_token=int(manifest.kv.bytes_per_token),
+        kv_dtype=manifest.kv.dtype,
         licence=manifest.licence,
     )
 
@@ -157,22 +158,20 @@ def _batches(work: Work, inputs: Inputs) -> tuple[Batch, ...]:
 def _batch(work: Work, inputs: Inputs, batch: int, point: Point | None) -> Batch:
     prompt = PREDICTED_PROMPT if point is None else point.prompt_tokens
     output = PREDICTED_OUTPUT if point is None else point.output_tokens
-    decode = predict(_decode(work, batch, prompt, output), inputs.host)
-    prefill_s = predict(work.reading(batch=batch, prompt=prompt), inputs.host).seconds
-    whole_s = prefill_s + (output - 1) * decode.seconds
+    answers = predict_answers(work, inputs.host, batch=batch, prompt=prompt, output=output)
     rows = (
         (
             "time to first token",
             "s",
-            prefill_s * _mean_wait(batch, prompt, work.prefill.tokens),
+            answers.prefill_s * _mean_wait(batch, prompt, work.prefill.tokens),
             None if point is None else point.ttft_s,
         ),
-        ("time per output token", "s", decode.seconds, None if point is None else point.tpot_s),
-        ("output rate", "tokens/s", batch * output / whole_s, None if point is None else point.tokens_per_s),
+        ("time per output token", "s", answers.decode.seconds, None if point is None else point.tpot_s),
+        ("output rate", "tokens/s", answers.tokens_per_s, None if point is None else point.tokens_per_s),
         (
             "prefill rate",
             "tokens/s",
-            batch * prompt / prefill_s,
+            batch * prompt / answers.prefill_s,
             None if point is None else point.prefill_tokens_per_s,
         ),
     )
@@ -182,7 +181,7 @@ def _batch(work: Work, inputs: Inputs, batch: int, point: Point | None) -> Batch
         output_tokens=output,
         repetitions=0 if point is None else point.ttft_s.repetitions,
         figures=tuple(_figure(name, unit, predicted, spread) for name, unit, predicted, spread in rows),
-        bandwidth_share=decode.bandwidth_share,
+        bandwidth_share=answers.decode.bandwidth_share,
     )
 
 
@@ -198,11 +197,6 @@ def _figure(name: str, unit: str, predicted: float, spread: Spread | None) -> Fi
         spread.greatest,
         error(predicted, spread.median),
     )
-
-
-def _decode(work: Work, batch: int, prompt: int, output: int) -> StepWork:
-    """Return the work of a decode step in the middle of the answers."""
-    return work.decode.at(sequences=batch, context=prompt + output // 2)
 
 
 def _mean_wait(batch: int, prompt: int, chunk: int) -> float:

@@ -9,16 +9,16 @@ from tokc.cost.devices import Host, probe
 from tokc.cost.hosted import Hosted, break_even
 from tokc.cost.measure import Bench
 from tokc.cost.prices import DEFAULT_PRICE, Price, parse_price, usd_per_token
-from tokc.cost.roofline import Work, predict, read_work
-from tokc.cost.sheet import Sheet, device_sheet, sheet_for
+from tokc.cost.roofline import Work, predict_answers, read_work
+from tokc.cost.sheet import Sheet, named_device, sheet_for
 from tokc.errors import UnknownOption
-from tokc.report.gate_figures import bench_of, kv_bytes_per_token
+from tokc.report.collect import PREDICTED_OUTPUT, PREDICTED_PROMPT
+from tokc.report.gate_figures import bench_of
 from tokc.runtime.artifact import Artifact
 
 HERE = "this machine"
 UTILIZATIONS = (0.1, 0.3, 0.6, 1.0)
 PREDICTED_BATCHES = (1, 8, 32)
-PREDICTED_PROMPT, PREDICTED_OUTPUT = 128, 64
 MTOK = 1e6
 
 Prices = Mapping[str, Price]
@@ -91,8 +91,8 @@ def parse_prices(texts: Sequence[str]) -> Prices:
     for text in texts:
         device, sign, amount = text.rpartition("=")
         device = device if sign else HERE
-        if device != HERE and device not in device_sheet():
-            raise UnknownOption(f"unknown device '{device}'; choose from {', '.join(device_sheet())}")
+        if device != HERE:
+            named_device(device)
         if device in prices:
             raise UnknownOption(f"two prices for {device}", hint="name the device: --price h100-sxm=2.50/h")
         prices[device] = parse_price(amount)
@@ -111,7 +111,7 @@ def compare(
     Without `devices`, an artifact that has no bench is predicted for the device of its target.
     Raises: TokcError if an artifact is damaged; UnknownOption if a device is unknown.
     """
-    sheets = [_sheet(name) for name in devices or ()]
+    sheets = [named_device(name) for name in devices or ()]
     options: list[Option] = []
     notes: list[str] = []
     for path in paths:
@@ -126,12 +126,6 @@ def compare(
     stale = sorted({price.name for price in prices.values() if price.stale(today)})
     notes += [f"{name}: the price is older than a year" for name in stale]
     return Comparison(tuple(options), tuple(hosted), _break_evens(options, hosted), tuple(notes))
-
-
-def _sheet(name: str) -> Sheet:
-    if name not in device_sheet():
-        raise UnknownOption(f"unknown device '{name}'; choose from {', '.join(device_sheet())}")
-    return device_sheet()[name]
 
 
 class _Costing:
@@ -175,15 +169,14 @@ class _Costing:
             if self._bytes(batch, prompt + output) > host.memory_bytes:
                 self.notes.append(f"{self.path}: batch {batch} does not fit the memory of {device}")
                 continue
-            rate = output_rate(self.work, host, batch, prompt, output)
+            rate = predict_answers(self.work, host, batch, prompt, output).tokens_per_s
             options.append(
                 self._option(device, "predicted", (batch, prompt, output), rate, None, foreign=foreign)
             )
         return options
 
     def _bytes(self, batch: int, context: int) -> float:
-        weights = sum(one.bytes for name, one in self.manifest.files.items() if name.endswith(".safetensors"))
-        return weights + batch * context * kv_bytes_per_token(self.manifest.kv)
+        return self.manifest.weight_bytes + batch * context * self.manifest.kv.bytes_per_token
 
     def _option(
         self,
@@ -214,13 +207,6 @@ class _Costing:
             costs=costs,
             foreign=foreign,
         )
-
-
-def output_rate(work: Work, host: Host, batch: int, prompt: int, output: int) -> float:
-    """Return output tokens a second by the roofline: prompts first, then a token a sequence and step."""
-    prefill_s = predict(work.reading(batch=batch, prompt=prompt), host).seconds
-    decode_s = predict(work.decode.at(sequences=batch, context=prompt + output // 2), host).seconds
-    return batch * output / (prefill_s + (output - 1) * decode_s)
 
 
 def cheapest(options: Sequence[Option]) -> tuple[Option, ...]:

@@ -8,8 +8,8 @@ from tokc.cost.intervals import ratio_of_means
 from tokc.cost.measure import Bench, Point
 from tokc.cost.roofline import StepWork, read_work
 from tokc.cost.spread import Spread
-from tokc.report.gate_figures import POINTS, final_quality, folder_bytes, kv_bytes_per_token
-from tokc.runtime.artifact import Artifact
+from tokc.report.gate_figures import POINTS, final_quality
+from tokc.runtime.artifact import Artifact, folder_bytes
 
 UNITS = {"ttft": "s", "tpot": "s", "tokens_per_s": "tokens/s", "prefill_tokens_per_s": "tokens/s"}
 
@@ -45,14 +45,10 @@ class Amount:
 def counted(before: Artifact, after: Artifact) -> tuple[Amount, ...]:
     """Return sizes: files, weights, a token's place in the cache."""
     sides = (before, after)
-    weights = (
-        sum(file.bytes for name, file in one.manifest.files.items() if name.endswith(".safetensors"))
-        for one in sides
-    )
     return (
         Amount.of("size", "B", *(folder_bytes(one.path) for one in sides)),
-        Amount.of("weight_bytes", "B", *weights),
-        Amount.of("kv_bytes_per_token", "B", *(kv_bytes_per_token(one.manifest.kv) for one in sides)),
+        Amount.of("weight_bytes", "B", *(one.manifest.weight_bytes for one in sides)),
+        Amount.of("kv_bytes_per_token", "B", *(one.manifest.kv.bytes_per_token for one in sides)),
     )
 
 

@@ -12,10 +12,9 @@ from tokc.cost.measure import Bench, Point
 from tokc.cost.prices import Price, usd_per_token
 from tokc.cost.spread import Spread
 from tokc.errors import TokcError, UnknownOption
-from tokc.report.collect import KV_ITEM_BYTES, KV_SCALE_BYTES, bench_path, manifest_sha256
+from tokc.report.collect import bench_path, manifest_sha256, other_build
 from tokc.report.model import DISTURBED_SHARE
-from tokc.runtime.artifact import Artifact
-from tokc.runtime.manifest import KvInfo
+from tokc.runtime.artifact import Artifact, folder_bytes
 
 TOKENS = 1e6
 POINTS: Mapping[str, Callable[[Point], Spread]] = {
@@ -123,12 +122,11 @@ def figures_of(path: Path, pricing: Pricing, bench: Path | None = None) -> Figur
 
     Raises: TokcError if a file is damaged, or the bench that was named is of another build.
     """
-    artifact = Artifact.open(path, verify=False)
-    files = artifact.manifest.files
+    manifest = Artifact.open(path, verify=False).manifest
     counted = {
         "size": float(folder_bytes(path)),
-        "weight_bytes": float(sum(one.bytes for name, one in files.items() if name.endswith(".safetensors"))),
-        "kv_bytes_per_token": kv_bytes_per_token(artifact.manifest.kv),
+        "weight_bytes": float(manifest.weight_bytes),
+        "kv_bytes_per_token": manifest.kv.bytes_per_token,
     }
     return Figures(path, counted, final_quality(path), bench_of(path, bench), pricing)
 
@@ -139,17 +137,6 @@ def judge_all(gates: tuple[Gate, ...], figures: Figures) -> tuple[Judged, ...]:
     Raises: TokcError if a gate's metric was not measured.
     """
     return tuple(judge(gate, found) for gate in gates for found in figures.find(gate))
-
-
-def folder_bytes(path: Path) -> int:
-    """Return the size of all files of an artifact, the manifest included."""
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-
-
-def kv_bytes_per_token(kv: KvInfo) -> float:
-    """Return what one token takes in the cache of all layers, scales included."""
-    head_bytes = kv.head_dim * KV_ITEM_BYTES[kv.dtype] + (KV_SCALE_BYTES if kv.dtype == "int8" else 0)
-    return 2 * kv.layers * kv.kv_heads * head_bytes
 
 
 def final_quality(path: Path) -> dict[str, float]:
@@ -179,8 +166,4 @@ def bench_of(artifact: Path, named: Path | None = None) -> Bench | None:
         return bench
     if named is None:
         return None
-    raise TokcError(
-        f"the bench is of another build of '{bench.artifact}'",
-        where=str(path),
-        hint=f"measure this one: tokc bench {artifact}",
-    )
+    raise other_build(bench, path, artifact)
