@@ -18,6 +18,7 @@ from tokc.runtime.engine_loop import EngineLoop
 from tokc.runtime.executors.base import Executor
 from tokc.runtime.executors.table import executor_for
 from tokc.runtime.generation_config import GenerationConfig
+from tokc.runtime.grammar import Grammars
 from tokc.runtime.request import Request
 from tokc.runtime.sequence import Delta, Result, SamplingOptions, SamplingParams, Sequence
 from tokc.runtime.speculation import named_speculation
@@ -49,6 +50,7 @@ class Engine:
         self.chat_template = chat_template
         self.defaults = defaults or SamplingParams()
         self.eos_ids = frozenset(eos_ids)
+        self.grammars = Grammars(tokenizer, executor.vocab_size, self.eos_ids)
         self._core = core or Core(executor)
         self._loop = EngineLoop(self._core)
 
@@ -326,6 +328,8 @@ class Engine:
             frozenset() if params.ignore_eos else self.eos_ids
         )
         sequence.cache_salt, sequence.priority = cache_salt, priority
+        if params.constraint is not None:
+            sequence.matcher = self.grammars.matcher(params.constraint)
         return Request(sequence, self.tokenizer)
 
     def _stream(self, request: Request) -> Iterator[Delta]:

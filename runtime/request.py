@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Callable
 
-from tokc.errors import EngineStopped
+from tokc.errors import EngineStopped, RequestRefused
 from tokc.runtime.core import Event
 from tokc.runtime.sequence import Delta, FinishReason, Logprob, Result, Sequence
 from tokc.runtime.tokenizer import StopFilter, TextStream, Tokenizer
@@ -33,6 +33,8 @@ class Request:
     def receive(self, event: Event) -> None:
         """Add one token; a stop string may end the request."""
         sequence, reason = self.sequence, event.finish_reason
+        if sequence.matcher is not None and sequence.matcher.error is not None:
+            raise sequence.matcher.error
         self._received += 1
         text = "" if reason == "stop" else self._text.push(event.token)
         if reason is not None:
@@ -64,6 +66,8 @@ class Request:
 
     def check(self) -> None:
         """Raise what ended the request, if it was an error."""
+        if isinstance(self.error, RequestRefused):
+            raise self.error
         if self.error is not None:
             raise EngineStopped(f"the request failed: {self.error}") from self.error
 

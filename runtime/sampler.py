@@ -70,19 +70,31 @@ def _choose(logits: Float32s, sequence: Sequence) -> Choice:
     params = sequence.params
     scores = logits
     too_early = sequence.output_length < params.min_tokens and bool(sequence.eos_ids)
-    if params.adjusts or too_early:
+    if params.adjusts or too_early or sequence.matcher is not None:
         scores = logits.copy()
     if params.adjusts:
         _penalties(sequence).adjust(scores)
+    if sequence.matcher is not None:
+        sequence.matcher.mask(scores)
     if too_early:
-        scores[list(sequence.eos_ids)] = -np.inf
+        _hold_back(scores, list(sequence.eos_ids))
     if params.temperature == 0:
         token = int(scores.argmax())
     else:
         token = draw(scores, params, uniform_at(sequence.seed, sequence.output_length))
     if sequence.penalties is not None:
         sequence.penalties.see_output(token)
+    if sequence.matcher is not None:
+        sequence.matcher.accept(token)
     return token, None if params.logprobs is None else log_probabilities(logits, token, params.logprobs)
+
+
+def _hold_back(scores: Float32s, ends: list[int]) -> None:
+    """Rule out the tokens that end an answer, unless a grammar leaves nothing else."""
+    held = scores[ends]
+    scores[ends] = -np.inf
+    if scores.max() == -np.inf:
+        scores[ends] = held
 
 
 def _penalties(sequence: Sequence) -> PenaltyState:

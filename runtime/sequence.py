@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, TypedDict
 
 from tokc.errors import RequestRefused
+from tokc.runtime.grammar import Constraint, Matcher
 from tokc.runtime.penalties import PenaltyState
 
 FinishReason = Literal["stop", "length", "abort"]
@@ -32,6 +33,7 @@ class SamplingOptions(TypedDict, total=False):
     stop_token_ids: Items[int]
     ignore_eos: bool
     min_tokens: int
+    constraint: Constraint | None
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class SamplingParams:
     ends before the first of the `stop` strings. `stop_token_ids` end an answer as the model's own end does,
     also with `ignore_eos`; nothing but `max_tokens` ends it in its first `min_tokens` tokens. Penalties:
     `repetition` multiplies over prompt and output, `presence` and `frequency` subtract over the output.
+    An answer that ends by itself matches the `constraint`.
     Raises: RequestRefused naming the field that is out of range.
     """
 
@@ -62,6 +65,7 @@ class SamplingParams:
     stop_token_ids: Items[int] = ()
     ignore_eos: bool = False
     min_tokens: int = 0
+    constraint: Constraint | None = None
 
     def __post_init__(self) -> None:
         # To a type checker a lone text is a row of characters; each of them would end the answer.
@@ -82,6 +86,7 @@ class SamplingParams:
                 0 <= self.min_tokens <= (self.max_tokens or self.min_tokens),
             ),
             ("stop", "a row of texts, none empty", all(self.stop)),
+            ("ignore_eos", "false with a constraint", not (self.ignore_eos and self.constraint)),
         )
         for name, expected, holds in rules:
             if not holds:
@@ -100,7 +105,13 @@ class SamplingParams:
     @property
     def plain_greedy(self) -> bool:
         """Say whether the token is simply the largest logit and nothing else is asked."""
-        return self.temperature == 0 and self.logprobs is None and self.min_tokens == 0 and not self.adjusts
+        return (
+            self.temperature == 0
+            and self.logprobs is None
+            and self.min_tokens == 0
+            and self.constraint is None
+            and not self.adjusts
+        )
 
 
 class Logprob(NamedTuple):
@@ -165,6 +176,7 @@ class Sequence:
         "finished_s",
         "first_token_s",
         "last_output",
+        "matcher",
         "pages",
         "params",
         "penalties",
@@ -197,6 +209,7 @@ class Sequence:
         self.slot: int | None = None
         self.tabled = 0
         self.penalties: PenaltyState | None = None
+        self.matcher: Matcher | None = None
         self.cached_tokens: int | None = None
         self.finish_reason: FinishReason | None = None
         self.submitted_s = time.perf_counter()

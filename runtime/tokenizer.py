@@ -58,6 +58,11 @@ class Tokenizer:
         return cls(lambda: artifact.read_text(TOKENIZER) or "", vocabulary=vocabulary, where=where)
 
     @property
+    def json_text(self) -> str:
+        """Return the text of the `tokenizer.json`."""
+        return self._text if isinstance(self._text, str) else self._text()
+
+    @property
     def is_whole(self) -> bool:
         """Say whether the whole vocabulary has been read."""
         return self._narrow is None
@@ -111,8 +116,7 @@ class Tokenizer:
 
     @cached_property
     def _whole(self) -> FastTokenizer:
-        text = self._text if isinstance(self._text, str) else self._text()
-        whole = self._parse(text)
+        whole = self._parse(self.json_text)
         self._narrow = None
         return whole
 

@@ -41,6 +41,8 @@ def _endpoint(service: Service, parse: Parse) -> Endpoint:
             raise invalid(f"the request asks for {count} answers, expected at most {MAX_SEQUENCES}", "n")
         service.admission.check(count)
         prompts = await _tokens(service, request)
+        if request.params.constraint is not None:  # compiled here, beside the event loop, and kept
+            await asyncio.to_thread(service.engine.grammars.matcher, request.params.constraint)
         for prompt in prompts:
             _check_lengths(service, request, len(prompt))
         turn = Turn(service, call, request, prompts)

@@ -49,6 +49,14 @@ def _array(items: Json, **more: object) -> Json:
 TOKEN: Json = {"type": "integer", "minimum": 0, "maximum": INT32}
 STOP: Json = {"type": "string", "minLength": 1, "maxLength": 1024}
 
+SCHEMA: Json = {
+    "anyOf": [{"type": "object"}, {"type": "string", "minLength": 1}],
+    "description": "A JSON schema, or its text.",
+}
+REGEX = _text("A regular expression that the whole answer matches.", minLength=1)
+CHOICE = _array({"type": "string", "minLength": 1}, minItems=1, description="The answers to choose from.")
+GRAMMAR = _text("A context-free grammar in the notation of Lark or GBNF.", minLength=1)
+
 SHARED: Table = {
     "model": _text("The name of the model; this server has one."),
     "stream": _flag("Send the answer as server-sent events."),
@@ -91,6 +99,42 @@ SHARED: Table = {
     "priority": _integer(
         "Lower is earlier; one step is worth some seconds of waiting.", -MAX_PRIORITY, MAX_PRIORITY
     ),
+    "response_format": {
+        "type": "object",
+        "description": "Hold the answer to JSON, or to JSON of a schema.",
+        "properties": {
+            "type": {"type": "string", "enum": ["text", "json_object", "json_schema"]},
+            "json_schema": {
+                "type": "object",
+                "properties": {
+                    "name": _text("For your own use.", maxLength=64),
+                    "description": _text("For your own use."),
+                    "schema": {"type": "object", "description": "A JSON schema."},
+                    "strict": _flag("Schemas are always kept to."),
+                },
+                "required": ["schema"],
+                "additionalProperties": False,
+            },
+        },
+        "required": ["type"],
+        "additionalProperties": False,
+    },
+    "structured_outputs": {
+        "type": "object",
+        "description": "Hold the answer to one of these.",
+        "properties": {
+            "json": SCHEMA,
+            "json_object": _flag("Any JSON object."),
+            "regex": REGEX,
+            "choice": CHOICE,
+            "grammar": GRAMMAR,
+        },
+        "additionalProperties": False,
+    },
+    "guided_json": SCHEMA,
+    "guided_regex": REGEX,
+    "guided_choice": CHOICE,
+    "guided_grammar": GRAMMAR,
     "cache_salt": _text("Cached beginnings are found with the same salt only.", minLength=1, maxLength=512),
 }  # fmt: skip
 
@@ -157,18 +201,11 @@ TOKENIZE: Table = {
 }
 DETOKENIZE: Table = {"model": SHARED["model"], "tokens": _array(TOKEN)}
 
-_STRUCTURED = Refused("structured output is not available")
 _REFUSED_EVERYWHERE: Mapping[str, Refused] = {
-    "response_format": Refused("only plain text is available", ({"type": "text"},)),
     "metadata": Refused("nothing is stored", ({},)),
     "store": Refused("nothing is stored", (False,)),
     "service_tier": Refused("there is one tier", ("auto", "default")),
-    "structured_outputs": _STRUCTURED,
-    "guided_json": _STRUCTURED,
-    "guided_regex": _STRUCTURED,
-    "guided_choice": _STRUCTURED,
-    "guided_grammar": _STRUCTURED,
-    "guided_decoding_backend": _STRUCTURED,
+    "guided_decoding_backend": Refused("there is one backend", ("auto", "guidance")),
     "use_beam_search": Refused("there is no beam search", (False,)),
     "length_penalty": Refused("there is no beam search", (1, 1.0)),
     "include_stop_str_in_output": Refused("a stop text is never part of the answer", (False,)),

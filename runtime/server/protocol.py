@@ -6,6 +6,7 @@ from typing import Any
 
 from tokc.runtime.chat import Message
 from tokc.runtime.sequence import SamplingParams
+from tokc.runtime.server.constraints import constraint_of
 from tokc.runtime.server.errors import Json, invalid
 from tokc.runtime.server.parameters import (
     CHAT,
@@ -152,6 +153,7 @@ def _params(given: Json, defaults: SamplingParams, limit: int | None, top: int |
         stop_token_ids=tuple(given.get("stop_token_ids", ())),
         ignore_eos=given.get("ignore_eos", False),
         min_tokens=given.get("min_tokens", 0),
+        constraint=constraint_of(given),
     )
 
 

@@ -15,7 +15,7 @@ from tokc.runtime.server.service import Service
 
 LONG = {"prompt": PROMPT, "max_tokens": 40, "ignore_eos": True}
 # One value that asks for something, for every parameter that is refused.
-ASKING = {"response_format": {"type": "json_object"}, "store": True, "metadata": {"a": "b"}}
+ASKING = {"store": True, "metadata": {"a": "b"}}
 
 
 def text_of(served: Served, **body: object) -> str:
