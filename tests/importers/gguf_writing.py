@@ -26,7 +26,7 @@ def write_gguf(model: Any, family: str, path: Path, kind: Kind) -> dict[str, np.
     """Write a model, its matrices in `kind`; return its weights as the file expresses them."""
     architecture, config = ARCHITECTURES[family], model.config
     writer = gguf.GGUFWriter(path, architecture)
-    _write_sizes(writer, architecture, config)
+    write_sizes(writer, architecture, config)
     kept: dict[str, np.ndarray] = {}
     for name, parameter in model.named_parameters():
         array = parameter.detach().numpy()
@@ -47,7 +47,7 @@ def write_gguf(model: Any, family: str, path: Path, kind: Kind) -> dict[str, np.
     return kept
 
 
-def _write_sizes(writer: gguf.GGUFWriter, architecture: str, config: Any) -> None:
+def write_sizes(writer: gguf.GGUFWriter, architecture: str, config: Any) -> None:
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)

@@ -8,12 +8,21 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from tests.importers.gguf_writing import ARCHITECTURES, Kind, gguf_model, gguf_name, unpermuted, write_gguf
+from tests.importers.gguf_writing import (
+    ARCHITECTURES,
+    Kind,
+    gguf_model,
+    gguf_name,
+    unpermuted,
+    write_gguf,
+    write_sizes,
+)
 from tests.importers.running import logits
 from tokc.errors import ImportRefused
 from tokc.importers import import_model, load_gguf
 from tokc.importers.checkpoint import Dense, Grid
 from tokc.importers.gguf_file import GgufFile
+from tokc.importers.gguf_grids import PLAIN
 from tokc.ir.program import Program
 
 IDS = np.random.default_rng(0).integers(3, 96, (2, 24))
@@ -80,6 +89,7 @@ def test_every_type_that_the_package_dequantizes_is_read_to_the_bit(kind: Kind, 
     writer.close()
     tensor = GgufFile.open(path).tensors["blk.0.attn_q.weight"]
     order = np.array([3, 0, 1, 2, 7, 6, 5, 4])
+    assert isinstance(tensor.weight(), Dense if kind in PLAIN else Grid)
     want = gguf.dequantize(data, kind)
     assert tensor.shape == (8, 512)
     np.testing.assert_array_equal(values(tensor.weight()), want)
@@ -106,6 +116,56 @@ def test_a_truncated_file_is_refused(kept: int, tmp_path: Path) -> None:
     assert refused.value.where == str(path)
     assert refused.value.hint
     assert any(word in refused.value.problem for word in ("truncated", "not a GGUF file"))
+
+
+def split_model(path: Path) -> list[Path]:
+    whole, tensors = path / "whole.gguf", []
+    write_gguf(gguf_model("llama"), "llama", whole, Kind.Q4_0)
+    parts = [path / f"m-{number:05d}-of-00003.gguf" for number in (1, 2, 3)]
+    tensors = gguf.GGUFReader(whole).tensors
+    for number, part in enumerate(parts):
+        writer = gguf.GGUFWriter(part, "llama")
+        writer.add_uint16("split.no", number)
+        writer.add_uint16("split.count", len(parts))
+        if number == 0:
+            write_sizes(writer, "llama", gguf_model("llama").config)
+        for tensor in tensors[number::3]:
+            writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+        for write in (
+            writer.write_header_to_file,
+            writer.write_kv_data_to_file,
+            writer.write_tensors_to_file,
+        ):
+            write()
+        writer.close()
+    return parts
+
+
+def test_the_parts_of_a_split_file_are_read_like_one(tmp_path: Path) -> None:
+    parts = split_model(tmp_path)
+    want = logits(load_gguf(tmp_path / "whole.gguf"), IDS)
+    (tmp_path / "whole.gguf").unlink()
+    program = import_model(tmp_path)
+    np.testing.assert_array_equal(logits(program, IDS), want)
+    assert set(program.assets.provenance) == {part.name for part in parts}
+    assert load_gguf(parts[1]).config == program.config
+    parts[2].unlink()
+    with pytest.raises(ImportRefused, match=r"part 'm-00003-of-00003\.gguf' of the model is missing"):
+        load_gguf(parts[0])
+    with pytest.raises(ImportRefused, match="is the first of 3 files"):
+        load_gguf(parts[0].rename(tmp_path / "m.gguf"))
+
+
+def test_a_type_that_cannot_be_read_is_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    data = np.zeros((2, 40), np.uint8)
+    writer.add_tensor("blk.0.attn_q.weight", data, raw_shape=data.shape, raw_dtype=Kind.Q8_1)
+    for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
+        write()
+    writer.close()
+    with pytest.raises(ImportRefused, match=r"'blk\.0\.attn_q\.weight' is of type Q8_1; supported are F32"):
+        GgufFile.open(path).tensors["blk.0.attn_q.weight"].weight()
 
 
 def test_an_unknown_architecture_is_refused(tmp_path: Path) -> None:

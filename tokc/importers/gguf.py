@@ -145,5 +145,5 @@ def _assets(file: GgufFile) -> Assets:
         chat_template=texts.chat_template,
         special_tokens=texts.special_tokens,
         licence=str(licence) if licence is not None else None,
-        provenance={file.path.name: sha256(file.path)},
+        provenance={path.name: sha256(path) for path in file.paths},
     )

@@ -4,8 +4,9 @@ The header is read here and not by the `gguf` package, whose reader takes second
 lets numpy complain about truncated files. The package's tables and dequantizers are used for the tensors.
 """
 
+import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from gguf import GGMLQuantizationType as Quantization
 
 from tokc.errors import ImportRefused
 from tokc.importers.checkpoint import Dense, Grid, MappedBytes, Weight, lazy
+from tokc.importers.gguf_grids import GRIDS, NARROW, PLAIN, BlockGrid
 from tokc.importers.mapping import mapped
 
 Metadata = Mapping[str, object]
@@ -26,7 +28,6 @@ Rows = npt.NDArray[np.int64]
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 ALIGNMENT = 32
-BLOCK = 32
 # value type -> struct format; 8 is a string, 9 an array
 SCALARS: Mapping[int, str] = {
     0: "B",
@@ -42,7 +43,8 @@ SCALARS: Mapping[int, str] = {
     12: "d",
 }
 STRING, ARRAY = 8, 9
-SCALE_BYTES: Mapping[Quantization, int] = {Quantization.Q4_0: 2, Quantization.Q4_1: 4, Quantization.Q8_0: 2}
+SPLIT_COUNT = "split.count"
+SPLIT_NAME = re.compile(r"^(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$")
 
 
 @dataclass(frozen=True)
@@ -55,9 +57,19 @@ class Tensor:
     data: MappedBytes
 
     def weight(self, order: Rows | None = None) -> Weight:
-        """Return the weight, its rows taken in `order`; packed still if tokc computes on its grid."""
-        if self.kind in SCALE_BYTES and len(self.shape) == 2:
-            return self._grid(order)
+        """Return the weight, its rows taken in `order`; a quantized matrix stays on its own grid.
+
+        Raises: ImportRefused if the type cannot be read.
+        """
+        grid = GRIDS.get(self.kind)
+        if grid is None and self.kind not in PLAIN:
+            raise ImportRefused(
+                f"tensor '{self.name}' is of type {self.kind.name}; supported are "
+                + ", ".join(kind.name for kind in (*PLAIN, *GRIDS)),
+                hint="take another quantization of the model",
+            )
+        if grid is not None and len(self.shape) == 2:
+            return self._grid(grid, order)
         if self.kind is Quantization.F32 and order is None:
             return Dense(ir.Tensor(self.data.view(np.float32).reshape(self.shape), dtype=ir.DataType.FLOAT))
         return Dense(lazy(lambda: self.dequantized(order), ir.DataType.FLOAT, self.shape))
@@ -73,54 +85,59 @@ class Tensor:
     def _rows(self, order: Rows | None) -> MappedBytes:
         return self.data if order is None else self.data[order]
 
-    def _grid(self, order: Rows | None) -> Grid:
+    def _grid(self, grid: BlockGrid, order: Rows | None) -> Grid:
         rows, columns = self.shape
-        blocks = (rows, columns // BLOCK)
-        wide = self.kind is Quantization.Q8_0
+        dtype = ir.DataType.FLOAT16 if grid.half else ir.DataType.FLOAT
+        groups = (rows, columns // grid.group)
+
+        def blocks() -> MappedBytes:
+            return self._rows(order).reshape(-1, gguf.GGML_QUANT_SIZES[self.kind][1])
+
+        def codes() -> npt.NDArray[np.generic]:
+            found = grid.unpacked(blocks(), self.kind).reshape(self.shape)
+            return found.view(ml_dtypes.uint4) if grid.bits == NARROW else found
+
+        def parts(read: Callable[[MappedBytes], npt.NDArray[np.float32]]) -> ir.LazyTensor:
+            return lazy(lambda: read(blocks()).reshape(groups).astype(dtype.numpy()), dtype, groups)
+
         return Grid(
-            q=lazy(lambda: self._codes(order), ir.DataType.INT8 if wide else ir.DataType.UINT4, self.shape),
-            scale=lazy(lambda: self._halves(order, 0), ir.DataType.FLOAT16, blocks),
-            offset=(
-                lazy(lambda: self._halves(order, 1), ir.DataType.FLOAT16, blocks)
-                if self.kind is Quantization.Q4_1
-                else None
-            ),
-            zero_point=8 if self.kind is Quantization.Q4_0 else 0,
-            block_size=BLOCK,
+            q=lazy(codes, ir.DataType.UINT4 if grid.bits == NARROW else ir.DataType.INT8, self.shape),
+            scale=parts(grid.scales),
+            offset=None if grid.offsets is None else parts(grid.offsets),
+            zero_point=grid.zero_point,
+            block_size=grid.group,
         )
-
-    def _blocks(self, order: Rows | None) -> MappedBytes:
-        size = gguf.GGML_QUANT_SIZES[self.kind][1]
-        return self._rows(order).reshape(self.shape[0], -1, size)
-
-    def _halves(self, order: Rows | None, index: int) -> npt.NDArray[np.float16]:
-        """Return a block's first or second fp16 number, the scale or the offset."""
-        halves = np.ascontiguousarray(self._blocks(order)[:, :, 2 * index : 2 * index + 2])
-        return halves.view(np.float16)[:, :, 0]
-
-    def _codes(self, order: Rows | None) -> npt.NDArray[np.generic]:
-        """Return one code an element; of 4-bit blocks the low halves of the bytes come first."""
-        codes = self._blocks(order)[:, :, SCALE_BYTES[self.kind] :]
-        if self.kind is Quantization.Q8_0:
-            return np.ascontiguousarray(codes).view(np.int8).reshape(self.shape)
-        split = np.concatenate([codes & 15, codes >> 4], axis=-1)
-        return split.reshape(self.shape).view(ml_dtypes.uint4)
 
 
 @dataclass(frozen=True)
 class GgufFile:
-    """Hold a file's metadata and tensors."""
+    """Hold a model's metadata and tensors; `paths` are its files, more than one if it is split."""
 
     path: Path
     metadata: Metadata
     tensors: Mapping[str, Tensor]
+    paths: tuple[Path, ...] = ()
 
     @classmethod
     def open(cls, path: Path) -> "GgufFile":
-        """Read a file's header and map its tensors.
+        """Read a file's header, and those of the other parts if it is one of several, and map the tensors.
 
-        Raises: ImportRefused if it is no GGUF file, or truncated.
+        Raises: ImportRefused if a file is no GGUF file, truncated, or missing.
         """
+        parts = split_files(path)
+        files = [cls._open(part) for part in parts]
+        count = files[0].metadata.get(SPLIT_COUNT, 0)
+        if isinstance(count, int) and count > len(files):
+            raise ImportRefused(
+                f"'{path.name}' is the first of {count} files, and its name does not tell the others'",
+                where=str(path),
+                hint=f"give the files their names back: NAME-00001-of-{count:05d}.gguf and so on",
+            )
+        tensors = {name: tensor for file in files for name, tensor in file.tensors.items()}
+        return cls(path, files[0].metadata, tensors, parts)
+
+    @classmethod
+    def _open(cls, path: Path) -> "GgufFile":
         data = mapped(path) if path.stat().st_size else np.empty(0, np.uint8)
         if data[:4].tobytes() != MAGIC:
             raise ImportRefused(
@@ -134,6 +151,29 @@ class GgufFile:
                 where=str(path),
                 hint="fetch the file again",
             ) from error
+
+
+def split_files(path: Path) -> tuple[Path, ...]:
+    """Return all files of the model that a file is a part of, itself if it is whole.
+
+    Raises: ImportRefused if one is missing.
+    """
+    named = SPLIT_NAME.match(path.name)
+    if named is None:
+        return (path,)
+    count = int(named["count"])
+    parts = tuple(
+        path.with_name(f"{named['stem']}-{number:05d}-of-{count:05d}.gguf") for number in range(1, count + 1)
+    )
+    missing = [part.name for part in parts if not part.is_file()]
+    if missing:
+        more = f" (nor are {len(missing) - 1} more)" if len(missing) > 1 else ""
+        raise ImportRefused(
+            f"part '{missing[0]}' of the model is missing{more}",
+            where=str(path),
+            hint="fetch all parts into one folder",
+        )
+    return parts
 
 
 class _Header:

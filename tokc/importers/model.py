@@ -5,6 +5,7 @@ from pathlib import Path
 from tokc.errors import ImportRefused
 from tokc.importers.folder import CONFIG, load_folder
 from tokc.importers.gguf import load_gguf
+from tokc.importers.gguf_file import split_files
 from tokc.ir.program import Program
 
 
@@ -17,7 +18,7 @@ def import_model(path: Path | str, context: int | None = None) -> Program:
     if path.is_file():
         return load_gguf(path, context)
     files = sorted(path.glob("*.gguf")) if path.is_dir() and not (path / CONFIG).is_file() else []
-    if len(files) > 1:
+    if files and split_files(files[0]) != tuple(files) and len(files) > 1:
         names = ", ".join(file.name for file in files)
         problem = f"the folder holds several GGUF files: {names}"
         raise ImportRefused(problem, where=str(path), hint="name one of them")
