@@ -13,8 +13,9 @@ from tokc.ir.ops import make_node
 from tokc.ir.program import Program
 from tokc.ir.rewrite import drop, initializer, made_by
 from tokc.passes.quantization.grid import F32, NARROW, WIDE, Grid, NotFinite, Quantized
-from tokc.passes.quantization.pack import Packed, grid_of, pack, unpack
+from tokc.passes.quantization.pack import Packed, pack
 from tokc.passes.quantization.rtn import RoundToNearest
+from tokc.passes.quantization.stored import Stored
 
 PLAIN = 32  # bits of a weight that is left alone
 MATRIX = 2  # dimensions of a weight
@@ -37,10 +38,11 @@ class QuantizeWeights:
     Before: ``y = Linear(x, w, bias)``                     ``e = Gather(table, ids)``
     After:  ``y = QuantLinear(x, w.q, w.scale, , bias)``   ``e = QuantEmbedding(ids, table.q, table.scale)``
 
-    A weight that was stored on a grid (a BlockDequantize in the program) keeps its codes and scales bit by
-    bit, whatever its width; `requantize=true` puts those that are wider than asked on the narrower grid. A
-    table that is the embedding and the head at once is stored once. `head_bits=32` leaves a plain embedding
-    and head alone. `act_group` activation columns share a scale; 0 leaves the activations in f32.
+    A weight that was stored on a grid (a BlockDequantize in the program) keeps its codes bit by bit, whatever
+    its width, and its scales in fp16; one on a grid that no kernel has (groups of 16, codes of 5 bits) goes
+    to 8 bits. `requantize=true` puts those that are wider than asked on the narrower grid. A table that is
+    the embedding and the head at once is stored once. `head_bits=32` leaves a plain embedding and head alone.
+    `act_group` activation columns share a scale; 0 leaves the activations in f32.
 
     A weight is quantized when its codes are first read, so that no more than one is held in f32.
     Saves about ``(32 - bits - 16 / group) / 8`` bytes a weight and decoded token.
@@ -92,11 +94,14 @@ class QuantizeWeights:
 
     def _weight(self, value: ir.Value, *, head: bool) -> "_Weight | None":
         """Return the weight on its grid, or None where it stays as it is."""
-        bits = self.head_bits if head else self.bits
+        bits: int = self.head_bits if head else self.bits
         stored = _stored(value)
-        if stored is not None and not (self.requantize and stored.grid.bits > bits):
-            return stored
-        if bits == PLAIN or (stored is None and value.const_value is None):
+        if stored is not None:
+            kept = stored.grid(self.group)
+            if kept is not None and not (self.requantize and kept.bits > bits):
+                return _kept(value, stored, kept)
+            bits = WIDE if bits == PLAIN or not self.requantize else bits
+        elif bits == PLAIN or value.const_value is None:
             return None
         grid = self._grid(bits)
         packed = _Deferred(value, stored, METHODS[self.method], grid).tensors()
@@ -127,19 +132,14 @@ class _Weight:
         """Return the values that exist."""
         return tuple(one for one in (self.codes, self.scale, self.offset) if one is not None)
 
-    def packed(self) -> Packed:
-        """Return the tensors behind the values."""
-        offset = None if self.offset is None else _tensor(self.offset)
-        return Packed(_tensor(self.codes), _tensor(self.scale), offset)
-
 
 class _Deferred:
     """Quantize one weight when it is first read, and keep only what was made of it."""
 
-    def __init__(self, value: ir.Value, stored: _Weight | None, method: Method, grid: Grid) -> None:
+    def __init__(self, value: ir.Value, stored: Stored | None, method: Method, grid: Grid) -> None:
         self.name, self.method, self.grid = str(value.name), method, grid
-        self.source: ir.TensorProtocol | _Weight | None = stored or _tensor(value)
-        shape = _tensor(value if stored is None else stored.codes).shape.numpy()
+        self.source: ir.TensorProtocol | Stored | None = stored or _tensor(value)
+        shape = (_tensor(value) if stored is None else stored.tensors.codes).shape.numpy()
         self.rows, self.columns = shape
         self.packed: Packed | None = None
         self.lock = Lock()
@@ -175,8 +175,8 @@ class _Deferred:
     def _quantize(self) -> Packed:
         source = self.source
         assert source is not None, "the source is there until it was quantized"
-        if isinstance(source, _Weight):
-            w = source.grid.dequantize(unpack(source.packed()))
+        if isinstance(source, Stored):
+            w = source.dequantized()
         else:
             w = np.asarray(source.numpy(), dtype=np.float32)
         try:
@@ -205,22 +205,33 @@ def _is_weight(value: ir.Value) -> bool:
     return tensor is not None and tensor.dtype == ir.DataType.FLOAT and len(tensor.shape) == MATRIX
 
 
-def _stored(value: ir.Value) -> _Weight | None:
-    """Return a weight that the model came with on a grid that the kernels know."""
+def _stored(value: ir.Value) -> Stored | None:
+    """Return a weight that the model came with on a grid."""
     node = made_by(value, "BlockDequantize", "tokc")
     if node is None:
         return None
+    codes, scale, *rest = [None if operand is None else _tensor(operand) for operand in node.inputs]
+    assert codes is not None, "BlockDequantize lacks its codes"
+    assert scale is not None, "BlockDequantize lacks its scale"
+    return Stored(
+        Packed(codes, scale, rest[0] if rest else None),
+        zero_point=node.attributes.get_int("zero_point", 0),
+        block_size=node.attributes.get_int("block_size", 32),
+    )
+
+
+def _kept(value: ir.Value, stored: Stored, grid: Grid) -> _Weight:
+    """Return a stored weight as it is, or with its scales in fp16."""
+    narrowed = stored.narrowed(str(value.name))
+    if narrowed is not None:
+        offset = None if narrowed.offset is None else _made(narrowed.offset)
+        return _Weight(_made(narrowed.codes), _made(narrowed.scale), offset, grid)
+    node = made_by(value, "BlockDequantize", "tokc")
+    assert node is not None, "a stored weight is made by a node"
     codes, scale, *rest = node.inputs
     assert codes is not None, "BlockDequantize lacks its codes"
     assert scale is not None, "BlockDequantize lacks its scale"
-    offset = rest[0] if rest else None
-    tensors = Packed(_tensor(codes), _tensor(scale), None if offset is None else _tensor(offset))
-    zero_point, block_size = (
-        node.attributes.get_int("zero_point", 0),
-        node.attributes.get_int("block_size", 32),
-    )
-    grid = grid_of(tensors, zero_point=zero_point, block_size=block_size)
-    return None if grid is None else _Weight(codes, scale, offset, grid)
+    return _Weight(codes, scale, rest[0] if rest else None, grid)
 
 
 def _tensor(value: ir.Value) -> ir.TensorProtocol:

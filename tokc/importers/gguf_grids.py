@@ -45,8 +45,8 @@ class BlockGrid:
     def unpacked(self, blocks: Blocks, kind: Kind) -> Codes:
         """Return the codes of blocks u8[n, bytes]: u8 with the zero point added of 4 bits, else i8."""
         if self.codes is not None:
-            codes = self.codes(blocks)
-            return codes if self.bits == NARROW else codes.astype(np.int8)
+            read = self.codes(blocks)
+            return read if self.bits == NARROW else read.astype(np.int8)
         scale = self.scales(blocks)[..., None]
         values = gguf.dequantize(blocks, kind).reshape(len(blocks), -1, self.group)
         steps = np.divide(values, scale, out=np.zeros_like(values), where=scale != 0)
