@@ -23,6 +23,16 @@ class ChatTemplate:
         self._text, self._where = text, where
         self._special_tokens = dict(special_tokens)
 
+    @property
+    def text(self) -> str:
+        """Return the template as it was written."""
+        return self._text
+
+    @property
+    def knows_tools(self) -> bool:
+        """Say whether it writes tools by itself."""
+        return "tools" in self._text
+
     @cached_property
     def compiled(self) -> "Template":
         """Return the compiled template.

@@ -23,6 +23,7 @@ from tokc.runtime.request import Request
 from tokc.runtime.sequence import Delta, Result, SamplingOptions, SamplingParams, Sequence
 from tokc.runtime.speculation import named_speculation
 from tokc.runtime.tokenizer import Tokenizer
+from tokc.runtime.tool_calls import HERMES, Tool, ToolFormat, format_of, spelled_out
 
 Prompt = str | Items[int]
 
@@ -211,9 +212,12 @@ class Engine:
         messages: Items[Message],
         *,
         add_generation_prompt: bool = True,
+        tools: Items[Tool] = (),
         variables: Mapping[str, Any] | None = None,
     ) -> list[int]:
         """Return the tokens of a conversation, up to where the answer begins; the template gets `variables`.
+
+        `tools` may be called; a template that knows none gets them written out.
 
         Raises: RequestRefused if the model has no chat template or the template refuses the messages.
         """
@@ -221,10 +225,23 @@ class Engine:
             raise RequestRefused("the model has no chat template", hint="use a plain prompt")
         if not messages:
             raise RequestRefused("the conversation is empty", where="messages")
+        known = self.chat_template.knows_tools
         text = self.chat_template.render(
-            messages, add_generation_prompt=add_generation_prompt, **(variables or {})
+            messages if known else spelled_out(messages, tools),
+            tools=[tool.for_template for tool in tools] if known and tools else None,
+            add_generation_prompt=add_generation_prompt,
+            **(variables or {}),
         )
         return self.tokenizer.encode(text, add_special_tokens=False)
+
+    @property
+    def tool_format(self) -> ToolFormat:
+        """Return how the model writes a call.
+
+        Raises: RequestRefused if its chat template has a form that is not known.
+        """
+        template = "" if self.chat_template is None else self.chat_template.text
+        return format_of(template) or HERMES
 
     async def follow(self, request: Request) -> AsyncGenerator[Delta, None]:
         """Run a request and yield its deltas; leaving early aborts it."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tokc.runtime.executors.base import Float32s
     from tokc.runtime.tokenizer import Tokenizer
 
-ConstraintKind = Literal["json_schema", "regex", "choice", "grammar"]
+ConstraintKind = Literal["json_schema", "regex", "choice", "grammar", "lark"]
 
 # A model that is forced into JSON may else go on with blanks for ever.
 WHITESPACE = r" ?|\n {0,40}"
@@ -36,7 +36,7 @@ class Constraint:
     """Say what an answer must match.
 
     `text` is a JSON schema, a regular expression (of the whole answer), a JSON array of texts to choose from
-    or a context-free grammar (Lark's or GBNF's notation).
+    or a context-free grammar (`lark` in Lark's notation, `grammar` in Lark's or GBNF's).
     """
 
     kind: ConstraintKind

@@ -191,7 +191,7 @@ class StopFilter:
             self.stopped = True
             safe, self._held = self._held[: min(found)], ""
             return safe
-        cut = len(self._held) - max(_overlap(self._held, stop) for stop in self._stops)
+        cut = len(self._held) - max(overlap(self._held, stop) for stop in self._stops)
         safe, self._held = self._held[:cut], self._held[cut:]
         return safe
 
@@ -201,10 +201,10 @@ class StopFilter:
         return held
 
 
-def _overlap(text: str, stop: str) -> int:
-    """Return the length of the longest end of `text` that begins `stop`."""
-    for length in range(min(len(text), len(stop) - 1), 0, -1):
-        if text.endswith(stop[:length]):
+def overlap(text: str, mark: str) -> int:
+    """Return the length of the longest end of `text` that begins `mark` and is not the whole of it."""
+    for length in range(min(len(text), len(mark) - 1), 0, -1):
+        if text.endswith(mark[:length]):
             return length
     return 0
 

@@ -12,6 +12,7 @@ from tokc.runtime.server.errors import invalid
 from tokc.runtime.server.protocol import Completion, chat_request, completion_request
 from tokc.runtime.server.service import Service, call_of
 from tokc.runtime.server.supervision import CLIENT_LEFT, ClientLeft
+from tokc.runtime.server.tools import held_to_calls
 from tokc.runtime.server.turn import EventStream, Turn
 
 Parse = Callable[[object, SamplingParams], Completion]
@@ -35,7 +36,7 @@ def _endpoint(service: Service, parse: Parse) -> Endpoint:
     async def endpoint(http: HttpRequest) -> Response:
         body, call = await read_json(http, service.settings), call_of(http)
         service.require_model(body.get("model") if isinstance(body, dict) else None)
-        request = parse(body, service.engine.defaults)
+        request = held_to_calls(parse(body, service.engine.defaults), service.engine)
         count = max(len(request.prompts), 1) * request.best_of
         if count > MAX_SEQUENCES:
             raise invalid(f"the request asks for {count} answers, expected at most {MAX_SEQUENCES}", "n")
@@ -64,7 +65,8 @@ async def _tokens(service: Service, request: Completion) -> list[list[int]]:
 
     def tokens() -> list[list[int]]:
         chats = [
-            engine.chat_prompt(one, variables=request.template_variables) for one in request.conversations
+            engine.chat_prompt(one, tools=request.tools, variables=request.template_variables)
+            for one in request.conversations
         ]
         return chats + [
             engine.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)

@@ -162,6 +162,19 @@ _PART: Json = {
     "properties": {"type": {"type": "string", "enum": ["text"]}, "text": {"type": "string"}},
     "required": ["type", "text"],
 }
+_CALL: Json = {
+    "type": "object",
+    "properties": {
+        "id": {"type": "string"},
+        "type": {"type": "string", "enum": ["function"]},
+        "function": {
+            "type": "object",
+            "properties": {"name": {"type": "string"}, "arguments": {"type": "string"}},
+            "required": ["name", "arguments"],
+        },
+    },
+    "required": ["function"],
+}
 MESSAGE: Json = {
     "type": "object",
     "properties": {
@@ -172,7 +185,7 @@ MESSAGE: Json = {
         "content": {"anyOf": [{"type": "string"}, _array(_PART)]},
         "name": {"type": "string"},
         "tool_call_id": {"type": "string"},
-        "tool_calls": _array({"type": "object"}),
+        "tool_calls": _array(_CALL),
         "refusal": {"type": "string"},
         "reasoning_content": {"type": "string"},
     },
@@ -180,8 +193,47 @@ MESSAGE: Json = {
     "additionalProperties": False,
 }
 
+_NAME: Json = {"type": "string", "minLength": 1, "maxLength": 64}
+_TOOL: Json = {
+    "type": "object",
+    "properties": {
+        "type": {"type": "string", "enum": ["function"]},
+        "function": {
+            "type": "object",
+            "properties": {
+                "name": _NAME,
+                "description": {"type": "string"},
+                "parameters": {"type": "object", "description": "A JSON schema."},
+                "strict": _flag("Calls that must be made always keep to the schema."),
+            },
+            "required": ["name"],
+            "additionalProperties": False,
+        },
+    },
+    "required": ["type", "function"],
+    "additionalProperties": False,
+}
+_TOOL_CHOICE: Json = {
+    "anyOf": [
+        {"type": "string", "enum": ["none", "auto", "required"]},
+        {
+            "type": "object",
+            "properties": {
+                "type": {"type": "string", "enum": ["function"]},
+                "function": {"type": "object", "properties": {"name": _NAME}, "required": ["name"]},
+            },
+            "required": ["type", "function"],
+            "additionalProperties": False,
+        },
+    ],
+    "description": "Whether a tool is called: the model decides (`auto`), it must, or must this one.",
+}
+
 CHAT: Table = {
     **SHARED,
+    "tools": _array(_TOOL, maxItems=128, description="Functions that the model may call."),
+    "tool_choice": _TOOL_CHOICE,
+    "parallel_tool_calls": _flag("Whether an answer that must call may call several times."),
     "messages": _array(MESSAGE, minItems=1),
     "max_tokens": _integer("Default: to the end of the context.", 1),
     "max_completion_tokens": _integer("The newer name of `max_tokens`.", 1),
@@ -224,14 +276,10 @@ COMPLETION_REFUSED: Mapping[str, Refused] = {
     "suffix": Refused("the model continues a text, it fills no gap", ("",)),
     "add_special_tokens": Refused("use token ids for a prompt without them", (True,)),
 }
-_TOOLS = Refused("tool calls are not available", ([],))
 CHAT_REFUSED: Mapping[str, Refused] = {
     **_REFUSED_EVERYWHERE,
-    "tools": _TOOLS,
-    "tool_choice": Refused("tool calls are not available", ("none",)),
-    "parallel_tool_calls": Refused("tool calls are not available"),
-    "functions": _TOOLS,
-    "function_call": Refused("function calls are not available", ("none",)),
+    "functions": Refused("use 'tools'", ([],)),
+    "function_call": Refused("use 'tool_choice'", ("none",)),
     "modalities": Refused("answers are text", (["text"],)),
     "audio": Refused("answers are text"),
     "prediction": Refused("a predicted answer is not used"),

@@ -15,6 +15,8 @@ from tokc.runtime.server.parameters import (
     COMPLETION_REFUSED,
     checked,
 )
+from tokc.runtime.server.tool_choice import must_call, tools_of, with_objects
+from tokc.runtime.tool_calls import Tool
 
 Prompt = str | tuple[int, ...]
 
@@ -44,6 +46,9 @@ class Completion:
     priority: int | None
     cache_salt: str
     template_variables: Mapping[str, object]
+    tools: tuple[Tool, ...]
+    must_call: tuple[Tool, ...]
+    parallel_calls: bool
 
     @property
     def chat(self) -> bool:
@@ -109,6 +114,7 @@ def _request(
     conversations: tuple[tuple[Message, ...], ...] = (),
 ) -> Completion:
     stream, n = given.get("stream", False), given.get("n", 1)
+    tools = tools_of(given)
     best_of: int = given.get("best_of") or n
     if best_of < n:
         raise invalid(f"'best_of' is {best_of}, expected at least 'n', {n}", "best_of")
@@ -131,6 +137,9 @@ def _request(
         priority=given.get("priority"),
         cache_salt=given.get("cache_salt", ""),
         template_variables=check_variables(given.get("chat_template_kwargs", {})),
+        tools=tools,
+        must_call=must_call(given, tools),
+        parallel_calls=given.get("parallel_tool_calls", True),
     )
 
 
@@ -181,5 +190,7 @@ def _message(index: int, message: Json) -> Message:
         if role != "assistant" or not message.get("tool_calls"):
             raise invalid(f"'{where}.content' is missing", f"{where}.content", "missing_required_parameter")
         content = ""
+    if message.get("tool_calls"):
+        message = {**message, "tool_calls": with_objects(message["tool_calls"], f"{where}.tool_calls")}
     # Templates know the older name of a developer's message.
     return {**message, "role": "system" if role == "developer" else role, "content": content}

@@ -17,6 +17,7 @@ from tokc.runtime.server.errors import Json, api_error
 from tokc.runtime.server.protocol import Completion
 from tokc.runtime.server.service import Call, Service
 from tokc.runtime.server.supervision import CLIENT_LEFT, ClientLeft, supervised
+from tokc.runtime.server.tools import Answer
 from tokc.runtime.server.writer import Writer, usage_json
 
 LAST_WORDS_S = 5.0
@@ -68,6 +69,10 @@ class Turn:
         prompt = self.request.prompts[index // self.request.n]
         return prompt if isinstance(prompt, str) else self.service.engine.tokenizer.decode(prompt)
 
+    def answer(self) -> Answer:
+        """Return the empty message of one choice."""
+        return Answer(self.request.tools, self.service.engine)
+
     async def whole(self, receive: Receive) -> Response:
         """Return the answer when every choice ended.
 
@@ -75,12 +80,14 @@ class Turn:
         """
         await supervised(self._finish(), receive, self.service.admission, self.timeout_s)
         results = self._chosen([one.result() for one in self.running])
-        choices = [
-            self.writer.choice(
-                index, self.opening(index) + result.text, result.finish_reason, result.logprobs
+        choices = []
+        for index, result in enumerate(results):
+            answer = self.answer()
+            text, calls = answer.push(result.text, last=True)
+            reason = answer.reason(result.finish_reason)
+            choices.append(
+                self.writer.choice(index, self.opening(index) + text, reason, result.logprobs, calls)
             )
-            for index, result in enumerate(results)
-        ]
         return JSONResponse(self.writer.answer(choices, self.usage))
 
     def _requests(self, prompts: Sequence[Sequence[int]]) -> list[Request]:
@@ -128,6 +135,7 @@ class EventStream(Response):
         self._turn = turn
         self._started = False
         self._opened: set[int] = set()
+        self._answers: dict[int, Answer] = {}
 
     async def __call__(
         self,
@@ -165,8 +173,11 @@ class EventStream(Response):
             self._opened.add(index)
             if turn.request.chat or turn.request.echo:
                 yield writer.opening(index, turn.opening(index))
-        if delta.text or delta.logprobs or delta.finish_reason:
-            yield writer.chunk(index, delta.text, delta.finish_reason, delta.logprobs)
+        answer = self._answers.setdefault(index, turn.answer())
+        text, calls = answer.push(delta.text, last=delta.finish_reason is not None)
+        reason = None if delta.finish_reason is None else answer.reason(delta.finish_reason)
+        if text or calls or delta.logprobs or reason:
+            yield writer.chunk(index, text, reason, delta.logprobs, calls)
 
     async def _send(self, send: Send, content: bytes, *, more: bool = True) -> None:
         if not self._started:

@@ -2,15 +2,13 @@
 
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 
-from tokc.runtime.sequence import FinishReason, Logprob, Usage
+from tokc.runtime.sequence import Logprob, Usage
 from tokc.runtime.server.errors import Json
 from tokc.runtime.server.protocol import Completion
 from tokc.runtime.tokenizer import Tokenizer
-
-FINISH_REASONS: Mapping[FinishReason, str] = {"stop": "stop", "length": "length", "abort": "stop"}
 
 
 def new_id(prefix: str) -> str:
@@ -37,15 +35,26 @@ class Writer:
         """Return the object of a request that is not streamed."""
         return {**self._head, "object": self._whole, "choices": list(choices), "usage": usage}
 
-    def choice(self, index: int, text: str, reason: FinishReason, logprobs: Sequence[Logprob] | None) -> Json:
+    def choice(
+        self,
+        index: int,
+        text: str,
+        reason: str,
+        logprobs: Sequence[Logprob] | None,
+        calls: Sequence[Json] = (),
+    ) -> Json:
         """Return one finished choice."""
-        message = {"role": "assistant", "content": text, "refusal": None}
+        message: Json = {"role": "assistant", "content": text if text or not calls else None, "refusal": None}
+        if calls:
+            message["tool_calls"] = [
+                {name: value for name, value in call.items() if name != "index"} for call in calls
+            ]
         body: Json = {"message": message} if self._request.chat else {"text": text}
         return {
             "index": index,
             **body,
             "logprobs": self._logprobs(index, logprobs),
-            "finish_reason": FINISH_REASONS[reason],
+            "finish_reason": reason,
         }
 
     def opening(self, index: int, text: str) -> Json:
@@ -55,17 +64,25 @@ class Writer:
         )
         return self._chunk({"index": index, **body, "logprobs": None, "finish_reason": None})
 
-    def chunk(self, index: int, text: str, reason: FinishReason | None, logprobs: Sequence[Logprob]) -> Json:
+    def chunk(
+        self,
+        index: int,
+        text: str,
+        reason: str | None,
+        logprobs: Sequence[Logprob],
+        calls: Sequence[Json] = (),
+    ) -> Json:
         """Return one streamed piece."""
-        body: Json = (
-            {"delta": {"content": text} if text or logprobs else {}} if self._request.chat else {"text": text}
-        )
+        delta: Json = {"content": text} if text or logprobs else {}
+        if calls:
+            delta["tool_calls"] = list(calls)
+        body: Json = {"delta": delta} if self._request.chat else {"text": text}
         return self._chunk(
             {
                 "index": index,
                 **body,
                 "logprobs": self._logprobs(index, logprobs or None),
-                "finish_reason": None if reason is None else FINISH_REASONS[reason],
+                "finish_reason": reason,
             }
         )
 

@@ -29,6 +29,19 @@ def served() -> Iterator[Served]:
         yield running
 
 
+@pytest.fixture(scope="module")
+def roomy() -> Iterator[Served]:
+    """Serve a tiny model whose context holds a few thousand bytes."""
+    executor = HashModel(context_length=4096, num_pages=4096, max_tokens=64)
+    with (
+        Engine(
+            executor, byte_tokenizer(), name="hash", eos_ids=[EOS], chat_template=ChatTemplate(CHATML, {})
+        ) as engine,
+        serving(Service(engine)) as running,
+    ):
+        yield running
+
+
 @pytest.fixture
 def serve(make_engine: MakeEngine) -> Iterator[Serve]:
     """Return a function that serves the tiny model with limits."""

@@ -91,7 +91,7 @@ def test_stop_and_logprobs(served: Served) -> None:
         ({"messages": []}, "messages"),
         ({"messages": [{"content": "x"}]}, "messages[0].role"),
         ({"messages": [{"role": "user", "content": "x" * 500}]}, "messages"),
-        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"tools": [{"type": "function"}]}, "tools[0].function"),
     ],
 )
 def test_a_wrong_request_is_answered_with_the_field(

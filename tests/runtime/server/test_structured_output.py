@@ -2,18 +2,13 @@
 
 import json
 import re
-from collections.abc import Iterator
 from typing import Literal
 
 import openai
 import pydantic
 import pytest
 
-from tests.runtime.hash_model import CHATML, EOS, HashModel, byte_tokenizer
-from tests.runtime.server.background import MESSAGES, PROMPT, Served, serving
-from tokc.runtime.chat import ChatTemplate
-from tokc.runtime.engine import Engine
-from tokc.runtime.server.service import Service
+from tests.runtime.server.background import MESSAGES, PROMPT, Served
 
 SCHEMA = {
     "type": "object",
@@ -26,18 +21,6 @@ SCHEMA = {
 class Pet(pydantic.BaseModel):
     size: Literal[1, 2, 3]
     kind: Literal["cat", "dog"]
-
-
-@pytest.fixture(scope="module")
-def roomy() -> Iterator[Served]:
-    executor = HashModel(context_length=512, num_pages=512, max_tokens=64)
-    with (
-        Engine(
-            executor, byte_tokenizer(), name="hash", eos_ids=[EOS], chat_template=ChatTemplate(CHATML, {})
-        ) as engine,
-        serving(Service(engine)) as running,
-    ):
-        yield running
 
 
 def test_the_official_client_parses_what_comes_back(roomy: Served) -> None:
