@@ -1,5 +1,6 @@
 """Write tiny transformers models as GGUF files, spelled and permuted as llama.cpp's converter does."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +23,47 @@ def gguf_model(family: str, **overrides: object) -> Any:
     return tiny_model(family, **{**GGUF_SIZES.get(family, {}), **sizes, **overrides})
 
 
-def write_gguf(model: Any, family: str, path: Path, kind: Kind) -> dict[str, np.ndarray]:
-    """Write a model, its matrices in `kind`; return its weights as the file expresses them."""
+K_HALVES = {Kind.Q4_K: (0, 2), Kind.Q6_K: (208,)}  # where a block's fp16 numbers lie
+
+
+def k_blocks(shape: tuple[int, ...], kind: Kind, seed: int) -> np.ndarray:
+    """Return random blocks of a type that the gguf package cannot write, of the size of a layer's weights."""
+    rows, columns = shape
+    rng, (block, size) = np.random.default_rng(seed), gguf.GGML_QUANT_SIZES[kind]
+    data = rng.integers(0, 256, (rows, columns // block, size), dtype=np.uint8)
+    for at, step in zip(K_HALVES[kind], (4e-3, 3e-2) if kind is Kind.Q4_K else (1e-3,), strict=True):
+        half = np.float16(step * columns**-0.5).reshape(1).view(np.uint8)
+        data[:, :, at : at + 2] = half
+    return data.reshape(rows, -1)
+
+
+def write_gguf(
+    model: Any, family: str, path: Path, kind: Kind, kinds: Callable[[str], Kind] | None = None
+) -> dict[str, np.ndarray]:
+    """Write a model, its matrices in `kind`; return its weights as the file expresses them.
+
+    `kinds` gives the type by tensor; matrices of K types are random and not the model's.
+    """
     architecture, config = ARCHITECTURES[family], model.config
     writer = gguf.GGUFWriter(path, architecture)
     write_sizes(writer, architecture, config)
     kept: dict[str, np.ndarray] = {}
     for name, parameter in model.named_parameters():
         array = parameter.detach().numpy()
-        stored = kind if array.ndim == 2 and not name.endswith("norm.weight") else Kind.F32
+        asked = kind if kinds is None else kinds(name)
+        stored = asked if array.ndim == 2 and not name.endswith("norm.weight") else Kind.F32
         rows = _permuted(array, name, config) if architecture == "llama" else array
         if architecture == "gemma3" and name.endswith("norm.weight"):
             rows = rows + np.float32(1)
-        data = gguf.quantize(rows, stored)
+        random = k_blocks(rows.shape, stored, len(kept)) if stored in K_HALVES else None
+        data = gguf.quantize(rows, stored) if random is None else random
         writer.add_tensor(gguf_name(name, architecture), data, raw_dtype=stored)
-        kept[name] = gguf.quantize(array, stored)
-        kept[name] = gguf.dequantize(kept[name], stored)
+        if random is None:
+            kept[name] = gguf.dequantize(gguf.quantize(array, stored), stored)
+        else:
+            permuted = architecture == "llama"
+            values = gguf.dequantize(random, stored)
+            kept[name] = unpermuted(values, name, config) if permuted else values
     if family == "llama3":
         writer.add_tensor("rope_freqs.weight", _divisors(model))
     writer.write_header_to_file()

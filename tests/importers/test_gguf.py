@@ -24,9 +24,12 @@ from tokc.importers.checkpoint import Dense, Grid
 from tokc.importers.gguf_file import GgufFile
 from tokc.importers.gguf_grids import PLAIN
 from tokc.ir.program import Program
+from tokc.pipeline import Pipeline
+from tokc.quality.divergence import divergence
 
 IDS = np.random.default_rng(0).integers(3, 96, (2, 24))
 TOLERANCE = 1e-4
+PROJECTED = ("self_attn.q_proj", "mlp.down_proj")
 WRITTEN = (Kind.F32, Kind.F16, Kind.BF16, Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q5_1, Kind.Q8_0)
 
 
@@ -44,6 +47,23 @@ def test_every_type_that_can_be_written_equals_transformers(kind: Kind, tmp_path
     assert (
         np.abs(logits(load_gguf(tmp_path / "m.gguf"), IDS) - with_weights(model, weights)).max() < TOLERANCE
     )
+
+
+def test_a_mixture_of_k_types_equals_transformers_and_keeps_its_quality_in_the_passes(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 2}
+    model = gguf_model("llama", **sizes)
+    wide = ("v_proj.weight", "down_proj.weight", "embed_tokens.weight")
+    weights = write_gguf(
+        model, "llama", tmp_path / "m.gguf", Kind.Q4_K, lambda n: Kind.Q6_K if n.endswith(wide) else Kind.Q4_K
+    )
+    program = load_gguf(tmp_path / "m.gguf")
+    want = with_weights(model, weights)
+    assert np.abs(want).max() > 0.1
+    assert np.abs(logits(program, IDS) - want).max() < TOLERANCE
+    lowered = Pipeline.parse("fuse-linear,quantize-weights{act_group=0}").run(program)
+    codes = {name: lowered.graph.initializers[f"model.layers.0.{name}.weight.q"].dtype for name in PROJECTED}
+    assert codes == dict(zip(PROJECTED, (ir.DataType.UINT4, ir.DataType.INT8), strict=True))
+    assert divergence(logits(program, IDS), logits(lowered, IDS)).kl_mean < 1e-3
 
 
 @pytest.mark.parametrize("family", ARCHITECTURES)
