@@ -20,10 +20,24 @@ from tokc.importers.mapping import mapped
 
 F32Array = npt.NDArray[np.float32]
 MappedBytes = npt.NDArray[np.uint8]
+Arrays = dict[str, npt.NDArray[np.generic]]
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 DTYPES: Mapping[str, npt.DTypeLike] = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+# What quantized layers are stored in, beside DTYPES.
+CODE_DTYPES: Mapping[str, npt.DTypeLike] = {
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U8": np.uint8,
+    "F8_E4M3": ml_dtypes.float8_e4m3fn,
+    "F8_E5M2": ml_dtypes.float8_e5m2,
+}
+NAMES: Mapping[np.dtype[np.generic], str] = {
+    np.dtype(dtype): name for name, dtype in ({**DTYPES, **CODE_DTYPES}).items()
+}
 LENGTH_BYTES = 8
 HEADER_LIMIT_BYTES = 100 << 20  # as the safetensors library has it
 
@@ -69,10 +83,14 @@ Weight = Dense | Grid
 
 @dataclass
 class Checkpoint:
-    """Hand out weights by their Hugging Face names and remember which were asked for."""
+    """Hand out weights by their Hugging Face names and remember which were asked for.
+
+    `spare` names weights that a file may hold without the model having a place for them.
+    """
 
     origin: str
     weights: Mapping[str, Weight]
+    spare: frozenset[str] = frozenset()
     _taken: set[str] = field(default_factory=set)
 
     def __contains__(self, name: str) -> bool:
@@ -102,7 +120,7 @@ class Checkpoint:
 
     def left(self) -> list[str]:
         """Return the names that nobody asked for."""
-        return sorted(set(self.weights) - self._taken)
+        return sorted(set(self.weights) - self._taken - self.spare)
 
 
 def lazy(
@@ -125,12 +143,23 @@ def shifted(weight: Dense, offset: float) -> Dense:
     return Dense(lazy(lambda: tensor.numpy() + np.float32(offset), ir.DataType.FLOAT, weight.shape))
 
 
-def safetensors_weights(folder: Path) -> dict[str, Weight]:
-    """Return the weights of a folder, single file or sharded, by their names in the files.
+def safetensors_arrays(folder: Path) -> Arrays:
+    """Return a folder's tensors, single file or sharded, as they are stored, by their names in the files.
 
-    Raises: ImportRefused if a file is missing, truncated or damaged, or a type is not supported.
+    Raises: ImportRefused if a file is missing, truncated or damaged, or a type is not known.
     """
-    return {name: weight for path in _files(folder) for name, weight in _read(path)}
+    return {name: array for path in _files(folder) for name, array in file_arrays(path)}
+
+
+def plain_weights(arrays: Arrays, origin: str) -> dict[str, Weight]:
+    """Return floating-point tensors as weights.
+
+    Raises: ImportRefused if one is of another type.
+    """
+    for name, array in arrays.items():
+        if NAMES[array.dtype] not in DTYPES:
+            raise _unsupported(name, NAMES[array.dtype], origin)
+    return {name: widened(array) for name, array in arrays.items()}
 
 
 def read_json(path: Path) -> dict[str, object]:
@@ -180,11 +209,23 @@ def _no_weights(folder: Path) -> str:
     return f"the folder has no '{SINGLE_FILE}' and no '{INDEX_FILE}'{found}"
 
 
-def _read(path: Path) -> Iterator[tuple[str, Weight]]:
+def file_arrays(path: Path) -> Iterator[tuple[str, npt.NDArray[np.generic]]]:
+    """Yield the tensors of one safetensors file as they are stored.
+
+    Raises: ImportRefused if it is truncated or damaged, or a type is not known.
+    """
     header, data = _header(path)
     for name, entry in header.items():
         if name != "__metadata__":
-            yield name, widened(_array(path, name, entry, data))
+            yield name, _array(path, name, entry, data)
+
+
+def _unsupported(name: str, dtype: str, origin: str) -> ImportRefused:
+    return ImportRefused(
+        f"tensor '{name}' has type '{dtype}'; supported are {', '.join(DTYPES)}",
+        where=origin,
+        hint="take the model's unquantized checkpoint, in bf16, fp16 or fp32",
+    )
 
 
 def _header(path: Path) -> tuple[dict[str, object], MappedBytes]:
@@ -208,13 +249,10 @@ def _header(path: Path) -> tuple[dict[str, object], MappedBytes]:
 def _array(path: Path, name: str, entry: object, data: MappedBytes) -> npt.NDArray[np.generic]:
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
         raise _damaged(path, f"the entry of tensor '{name}' is not understood")
-    if entry["dtype"] not in DTYPES:
-        raise ImportRefused(
-            f"tensor '{name}' has type '{entry['dtype']}'; supported are {', '.join(DTYPES)}",
-            where=str(path),
-            hint="take the model's unquantized checkpoint, in bf16, fp16 or fp32",
-        )
-    dtype = np.dtype(DTYPES[entry["dtype"]])
+    known = {**DTYPES, **CODE_DTYPES}
+    if entry["dtype"] not in known:
+        raise _unsupported(name, str(entry["dtype"]), str(path))
+    dtype = np.dtype(known[entry["dtype"]])
     start, stop = entry["data_offsets"]
     shape = tuple(entry["shape"])
     if stop > data.size:

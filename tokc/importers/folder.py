@@ -5,9 +5,10 @@ from pathlib import Path
 
 from tokc.errors import ImportRefused
 from tokc.importers.architecture import architecture_of
-from tokc.importers.checkpoint import Checkpoint, Weight, read_json, safetensors_weights
+from tokc.importers.checkpoint import Checkpoint, Weight, plain_weights, read_json, safetensors_arrays
 from tokc.importers.decoder import EMBEDDING, HEAD, decoder_program
 from tokc.importers.families import family_of
+from tokc.importers.quantized import empty_biases, quantized_weights
 from tokc.importers.tokenizer import folder_texts
 from tokc.ir.program import Assets, Program
 from tokc.model_files import sha256
@@ -31,14 +32,24 @@ def load_folder(path: Path, context: int | None = None) -> Program:
     for key in ("bos_token_id", "eos_token_id"):
         if generation.get(key) is not None:
             config = {**config, key: generation[key]}
-    weights = {_text_name(name): weight for name, weight in safetensors_weights(path).items()}
+    weights, spare = _weights(path, config)
     # Files state untied embeddings by their presence, and older ones leave the flag out.
     tied = bool(config.get("tie_word_embeddings", family.defaults.get("tie_word_embeddings", False)))
     tied = tied or (HEAD not in weights and "tie_word_embeddings" not in config and EMBEDDING in weights)
     config = {**config, "tie_word_embeddings": tied}
     architecture = architecture_of(family, config, context, str(path / CONFIG))
-    checkpoint = Checkpoint(str(path), _text_only(weights))
+    checkpoint = Checkpoint(str(path), _text_only(weights), spare)
     return decoder_program(architecture, checkpoint, _assets(path, generation))
+
+
+def _weights(path: Path, config: dict[str, object]) -> tuple[dict[str, Weight], frozenset[str]]:
+    """Return the weights by their names in a model of text only, and which of them it can do without."""
+    arrays = safetensors_arrays(path)
+    quantized = quantized_weights(config, arrays, str(path))
+    spare = empty_biases(quantized, arrays)
+    named = {**plain_weights(arrays, str(path)), **quantized}
+    weights = {_text_name(name): weight for name, weight in named.items()}
+    return weights, frozenset(_text_name(name) for name in spare)
 
 
 def _config(path: Path) -> dict[str, object]:
