@@ -19,6 +19,7 @@ from tokc.passes.quantization.stored import Stored
 
 PLAIN = 32  # bits of a weight that is left alone
 MATRIX = 2  # dimensions of a weight
+MAX_KL: Mapping[int, float] = {2: 16.0, 3: 4.0, 4: 1.0, WIDE: 0.1, PLAIN: 0.1}  # nats, by bits
 
 
 class Method(Protocol):
@@ -52,11 +53,11 @@ class QuantizeWeights:
     name: ClassVar[str] = "quantize-weights"
     exact: ClassVar[bool] = False
 
-    bits: Literal[4, 8] = 4
+    bits: Literal[2, 3, 4, 8] = 4
     group: int = 32
     method: Literal["rtn"] = "rtn"
     symmetric: bool = True
-    head_bits: Literal[4, 8, 32] = 8
+    head_bits: Literal[2, 3, 4, 8, 32] = 8
     act_group: int = 32
     requantize: bool = False
 
@@ -69,7 +70,7 @@ class QuantizeWeights:
     @property
     def max_kl(self) -> float:
         """Return the mean KL in nats that rounding may cost; more means that something else went wrong."""
-        return 1.0 if NARROW in (self.bits, self.head_bits) else 0.1
+        return MAX_KL[min(self.bits, self.head_bits)]
 
     def run(self, program: Program) -> Program:
         copy = program.copy()
@@ -111,6 +112,8 @@ class QuantizeWeights:
     def _node(self, node: ir.Node, weight: "_Weight") -> ir.Node:
         """Return the quantized counterpart of `node`."""
         attributes = {"zero_point": weight.grid.zero_point, "block_size": weight.grid.group}
+        if weight.grid.bits < NARROW:
+            attributes["bits"] = weight.grid.bits
         operands = [weight.codes, weight.scale, weight.offset]
         if node.op_type == "Gather":
             return make_node("QuantEmbedding", [node.inputs[1], *operands], attributes)
@@ -147,7 +150,7 @@ class _Deferred:
     def tensors(self) -> Packed:
         """Return tensors whose data is made on demand."""
         rows, groups = self.rows, self.grid.groups(self.columns)
-        codes = ir.DataType.UINT4 if self.grid.bits == NARROW else ir.DataType.INT8
+        codes = ir.DataType.UINT4 if self.grid.bits <= NARROW else ir.DataType.INT8
         half = ir.DataType.FLOAT16
         return Packed(
             self._lazy("q", codes, [rows, self.columns], lambda: self._result().codes),
@@ -217,6 +220,7 @@ def _stored(value: ir.Value) -> Stored | None:
         Packed(codes, scale, rest[0] if rest else None),
         zero_point=node.attributes.get_int("zero_point", 0),
         block_size=node.attributes.get_int("block_size", 32),
+        bits=node.attributes.get_int("bits", 0),
     )
 
 

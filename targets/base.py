@@ -12,7 +12,7 @@ from tokc.runtime.manifest import TargetInfo
 
 @dataclass(frozen=True)
 class Precision:
-    """How weights and cache are to be stored; `weights` is int4, int8, f16 or f32."""
+    """How weights and cache are to be stored; `weights` is int2, int3, int4, int8, f16 or f32."""
 
     weights: str = "int4"
     group: int = 32
@@ -22,7 +22,7 @@ class Precision:
 Verified = Literal["run", "emulated", "interpreted", "compiled"]
 
 
-BITS = {"int4": 4, "int8": 8}
+BITS = {"int2": 2, "int3": 3, "int4": 4, "int8": 8}
 FUSIONS = ("fuse-linear", "fuse-attention", "fuse-qkv", "fuse-gate-up")
 
 

@@ -41,22 +41,25 @@ def quants(value: ir.Value) -> Array:
     return values.astype(np.int8 if value.dtype == ir.DataType.INT8 else np.uint8)
 
 
-def grid_of(node: ir.Node, *, lacks: str, hint: str) -> tuple[int, bool]:
-    """Return (bits, symmetric) of a quantized op's weight.
+def grid_of(node: ir.Node, *, lacks: str, hint: str, widths: tuple[int, ...] = (4, 8)) -> tuple[int, bool]:
+    """Return (bits, symmetric) of a quantized op's weight; the target's kernels decode `widths`.
 
     Raises: TargetRefused for a grid that no kernel decodes; it begins with `lacks`.
     """
     dtype, zero_point = required(node.inputs[1]).dtype, integer(node, "zero_point")
     offset = len(node.inputs) > 3 and node.inputs[3] is not None
-    match (dtype, zero_point, offset):
-        case (ir.DataType.UINT4, 8, False):
-            return 4, True
-        case (ir.DataType.UINT4, 0, True):
-            return 4, False
-        case (ir.DataType.INT8, 0, False):
-            return 8, True
+    stated = integer(node, "bits")
+    if dtype == ir.DataType.UINT4 and (stated or 4) in widths:
+        bits = stated or 4
+        if (zero_point, offset) in {(1 << bits - 1, False), (0, True)}:
+            return bits, not offset
+    if dtype == ir.DataType.INT8 and zero_point == 0 and not offset:
+        return 8, True
     raise TargetRefused(
-        f"{lacks} weights of {dtype}, zero_point {zero_point}" + (" and an offset" if offset else ""),
+        f"{lacks} weights of {dtype}"
+        + (f", {stated} bits of each" if stated else "")
+        + f", zero_point {zero_point}"
+        + (" and an offset" if offset else ""),
         where=f"node '{node.name}'",
         hint=hint,
     )

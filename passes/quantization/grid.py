@@ -3,9 +3,11 @@
 A weight is [out, in]; a group is `group` neighbouring columns of one row, the last group of a row may be
 short. Each group has one fp16 scale and, on an asymmetric grid, one fp16 offset:
 
-    symmetric 4 bits    w = (q - 8) * scale          q in 0..15, scale of either sign (as in llama.cpp's Q4_0)
-    asymmetric 4 bits   w = q * scale + offset       q in 0..15 (Q4_1)
+    symmetric b bits    w = (q - 2**(b-1)) * scale   q in 0..2**b - 1, scale of either sign (4: GGUF's Q4_0)
+    asymmetric b bits   w = q * scale + offset       q in 0..2**b - 1 (4: Q4_1)
     8 bits              w = q * scale                q in -127..127 (Q8_0)
+
+with b one of 2, 3 and 4.
 
 Methods differ in how they choose scales and codes (`rtn.py` takes `fit` and `encode` as they are);
 all of them store what `encode` returns, so that packing, kernels and checks need to know grids only.
@@ -21,7 +23,8 @@ F32 = npt.NDArray[np.float32]
 F16 = npt.NDArray[np.float16]
 Codes = npt.NDArray[np.uint8 | np.int8]
 
-NARROW, WIDE = 4, 8  # bits of a code
+NARROW, WIDE = 4, 8  # bits of a code: up to NARROW it is unsigned, at WIDE signed
+WIDTHS = (2, 3, NARROW, WIDE)
 FP16_MAX = np.float32(65504.0)
 
 
@@ -48,8 +51,8 @@ class Grid:
 
     def __post_init__(self) -> None:
         """Refuse grids that no kernel can run."""
-        if self.bits not in (NARROW, WIDE):
-            raise ValueError(f"a grid has 4 or 8 bits, not {self.bits}")
+        if self.bits not in WIDTHS:
+            raise ValueError(f"a grid has 2, 3, 4 or 8 bits, not {self.bits}")
         if self.bits == WIDE and not self.symmetric:
             raise ValueError("a grid of 8 bits is symmetric")
         if self.group < 1:
@@ -58,17 +61,17 @@ class Grid:
     @property
     def zero_point(self) -> int:
         """Return the code that means zero on a symmetric grid, 0 where an offset or the sign says it."""
-        return 8 if self.bits == NARROW and self.symmetric else 0
+        return 1 << (self.bits - 1) if self.bits <= NARROW and self.symmetric else 0
 
     @property
     def code_range(self) -> tuple[int, int]:
         """Return the smallest and the largest code."""
-        return (0, 15) if self.bits == NARROW else (-127, 127)
+        return (0, (1 << self.bits) - 1) if self.bits <= NARROW else (-127, 127)
 
     @property
     def code_dtype(self) -> np.dtype[np.uint8 | np.int8]:
         """Return the type of an unpacked code."""
-        return np.dtype(np.uint8) if self.bits == NARROW else np.dtype(np.int8)
+        return np.dtype(np.uint8) if self.bits <= NARROW else np.dtype(np.int8)
 
     def groups(self, columns: int) -> int:
         """Return how many groups a row of `columns` has, a short last one counted."""
@@ -81,11 +84,12 @@ class Grid:
         if not (np.isfinite(low).all() and np.isfinite(high).all()):
             raise NotFinite("the weight holds a value that is not finite")
         if not self.symmetric:
-            return _half(high / np.float32(15) - low / np.float32(15)), _half(low)
+            steps = np.float32(self.code_range[1])
+            return _half(high / steps - low / steps), _half(low)
         if self.bits == WIDE:
             return _half(np.maximum(-low, high) / np.float32(127)), None
         extreme = np.where(-low > high, low, high)
-        return _half(extreme / np.float32(-8)), None
+        return _half(extreme / np.float32(-self.zero_point)), None
 
     def encode(self, w: F32, scale: F16, offset: F16 | None = None) -> Codes:
         """Return the nearest codes of `w`; groups with a scale of zero get the code that means zero."""

@@ -1,4 +1,8 @@
-"""Quantized weights as tensors of the IR: uint4 packed two a byte, int8, and fp16 scales."""
+"""Quantized weights as tensors of the IR: uint4 packed two a byte, int8, and fp16 scales.
+
+ONNX's opset has no codes of 2 or 3 bits; they are uint4 codes, and the op that reads them says their width
+in its attribute `bits`. Prices count the width, artifacts store it.
+"""
 
 from dataclasses import dataclass
 
@@ -6,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from tokc.passes.quantization.grid import Codes, Grid, Quantized
+from tokc.passes.quantization.grid import NARROW, WIDTHS, Codes, Grid, Quantized
 
 
 @dataclass(frozen=True)
@@ -34,15 +38,20 @@ def unpack(packed: Packed) -> Quantized:
     return Quantized(codes, packed.scale.numpy(), offset)
 
 
-def grid_of(packed: Packed, *, zero_point: int, block_size: int) -> Grid | None:
-    """Return the grid that the tensors lie on, or None where it is not one that the kernels know."""
+def grid_of(packed: Packed, *, zero_point: int, block_size: int, bits: int = 0) -> Grid | None:
+    """Return the grid that the tensors lie on, or None where it is not one that the kernels know.
+
+    `bits` is the width of a code, 0 where it is that of its type.
+    """
     if packed.codes.dtype == ir.DataType.INT8:
         known = zero_point == 0 and packed.offset is None
         return Grid(bits=8, group=block_size) if known else None
     if packed.codes.dtype != ir.DataType.UINT4:
         return None
+    if bits not in {0, *WIDTHS[:-1]}:
+        return None
     symmetric = packed.offset is None
-    grid = Grid(bits=4, group=block_size, symmetric=symmetric)
+    grid = Grid(bits=bits or NARROW, group=block_size, symmetric=symmetric)
     return grid if zero_point == grid.zero_point else None
 
 

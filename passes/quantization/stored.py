@@ -23,17 +23,21 @@ LEAST = np.int8(-127)
 
 @dataclass(frozen=True)
 class Stored:
-    """Hold a stored weight ``(q - zero_point) * scale (+ offset)``: q [out, in], a scale a `block_size`."""
+    """Hold a stored weight ``(q - zero_point) * scale (+ offset)``: q [out, in], a scale a `block_size`.
+
+    `bits` is the width of a code, 0 where it is that of its type.
+    """
 
     tensors: Packed
     zero_point: int
     block_size: int
+    bits: int = 0
 
     def grid(self, group: int) -> Grid | None:
         """Return the grid if kernels compute on it: groups of `group`, as asked for, or a multiple of 32."""
         if self.block_size % GROUP and self.block_size != group:
             return None
-        return grid_of(self.tensors, zero_point=self.zero_point, block_size=self.block_size)
+        return grid_of(self.tensors, zero_point=self.zero_point, block_size=self.block_size, bits=self.bits)
 
     def dequantized(self) -> F32:
         """Return the weight in f32, rounded once a step as BlockDequantize does."""

@@ -9,7 +9,8 @@ import pytest
 
 from tests.passes.tiny import VOCAB, tiny_program
 from tokc.errors import PassFailed
-from tokc.ir.ops import make_node
+from tokc.ir.inference import annotate_shapes
+from tokc.ir.ops import make_node, node_cost
 from tokc.ir.program import Program
 from tokc.passes.quantization.grid import Grid
 from tokc.passes.quantization.pack import pack
@@ -42,9 +43,8 @@ def _stored(program: Program, names: list[str], grid: Grid) -> Program:
             )
             copy.graph.register_initializer(value)
             operands.append(value)
-        node = make_node(
-            "BlockDequantize", operands, {"zero_point": grid.zero_point, "block_size": grid.group}
-        )
+        attributes = {"zero_point": grid.zero_point, "block_size": grid.group, "bits": grid.bits % 4}
+        node = make_node("BlockDequantize", operands, attributes)
         plain.replace_all_uses_with(node.outputs[0])
         node.outputs[0].name = name
         del copy.graph.initializers[name]
@@ -81,6 +81,10 @@ def test_a_tied_table_is_stored_once_for_the_embedding_and_the_head() -> None:
         ({}, 0.05),
         ({"symmetric": False}, 0.05),
         ({"head_bits": 4}, 0.2),
+        ({"bits": 3}, 0.2),
+        ({"bits": 3, "symmetric": False}, 0.2),
+        ({"bits": 2, "symmetric": False}, 1.0),
+        ({"bits": 2, "head_bits": 3}, 1.0),
         ({"group": 16}, 0.05),
         ({"group": 48}, 0.05),
         ({"bits": 8}, 1e-3),
@@ -103,12 +107,33 @@ def test_more_bits_are_nearer() -> None:
     reference = logits(program, IDS)
     kl = [
         divergence(reference, logits(QuantizeWeights(bits=bits, act_group=0).run(program), IDS)).kl_mean
-        for bits in (4, 8)
+        for bits in (2, 3, 4, 8)
     ]
-    assert kl[1] < kl[0] / 10
+    assert kl[0] > 2 * kl[1] > 4 * kl[2] > 40 * kl[3]
 
 
-@pytest.mark.parametrize("grid", [Grid(4, 32), Grid(4, 32, symmetric=False), Grid(8, 32), Grid(4, 16)])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_a_weight_is_priced_at_its_bits(bits: int) -> None:
+    program = tiny_program()
+    quantized = QuantizeWeights(bits=bits, head_bits=bits, group=64).run(program)  # type: ignore[arg-type]
+    codes = {name: one for name, one in quantized.graph.initializers.items() if name.endswith(".q")}
+    weights = sum(int(np.prod(one.shape or ())) for one in codes.values())
+    rest = sum(
+        one.const_value.nbytes
+        for name, one in quantized.graph.initializers.items()
+        if name not in codes and one.const_value is not None
+    )
+    assert quantized.weight_bytes() == rest + weights * bits / 8
+    annotate_shapes(quantized.graph)
+    node = next(node for node in quantized.graph if node.op_type == "QuantLinear")
+    rows, columns = codes["qkv.weight.q"].shape or ()
+    scales = rows * -(-columns // 64)
+    assert node_cost(node, 1, 1).bytes == rows * columns * bits / 8 + 2 * scales + 4 * (rows + columns)
+
+
+@pytest.mark.parametrize(
+    "grid", [Grid(4, 32), Grid(4, 32, symmetric=False), Grid(8, 32), Grid(4, 16), Grid(3, 32)]
+)
 def test_a_stored_grid_is_kept_bit_by_bit(grid: Grid) -> None:
     names = ["qkv.weight", "model.embed_tokens.weight"]
     program = _stored(tiny_program(), names, grid)
@@ -179,7 +204,7 @@ def test_a_weight_that_is_not_finite_is_named() -> None:
     assert caught.value.where == "weight 'o.weight'"
 
 
-@pytest.mark.parametrize("options", [{"bits": 3}, {"group": 0}, {"act_group": -1}])
+@pytest.mark.parametrize("options", [{"bits": 5}, {"group": 0}, {"act_group": -1}])
 def test_options_without_a_meaning_are_refused(options: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=r"grid|group"):
         QuantizeWeights(**options)  # type: ignore[arg-type]

@@ -23,7 +23,7 @@ def export(
         Path | None, typer.Option("--out", "-o", help="A folder. [default: NAME.stablehlo]")
     ] = None,
     dtype: Annotated[
-        str, typer.Option(help="How a model's weights are stored: int4, int8, f16, f32.")
+        str, typer.Option(help="How a model's weights are stored: int2, int3, int4, int8, f16, f32.")
     ] = "int4",
     context: Annotated[int | None, typer.Option(min=1, help="Tokens of context of a model.")] = None,
     contexts: Annotated[int, typer.Option(min=1, help="Whole contexts that the cache holds.")] = 1,

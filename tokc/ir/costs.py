@@ -35,6 +35,7 @@ class Cost:
 
 CostRule = Callable[[ir.Node, Step], float]
 
+CODES_AT: Mapping[str, int] = {"BlockDequantize": 0, "QuantLinear": 1, "QuantEmbedding": 1}
 VIEWS = frozenset({"Reshape", "Unsqueeze", "Squeeze", "Identity", "Constant", "Shape", "Flatten"})
 MOVES = frozenset(
     {"Transpose", "Concat", "Split", "Slice", "Gather", "Expand", "Cast", "Where", "Pad", "Range"}
@@ -74,9 +75,25 @@ def value_bytes(value: ir.Value | None, step: Step) -> float:
     if value is None:
         return 0.0
     if value.const_value is not None:
-        return float(value.const_value.nbytes)
+        return constant_bytes(value)
     width = ACTIVATION_BYTES if value.dtype is None else value.dtype.bitwidth / 8
     return elements(value, step) * width
+
+
+def constant_bytes(value: ir.Value) -> float:
+    """Return the bytes that a constant takes; codes that are narrower than their type count their width."""
+    assert value.const_value is not None, f"'{value.name}' is no constant"
+    bits = code_bits(value)
+    return float(value.const_value.nbytes) if bits is None else value.const_value.size * bits / 8
+
+
+def code_bits(value: ir.Value) -> int | None:
+    """Return the width of the codes of a weight on a grid, None where it is that of their type."""
+    for node, index in value.uses():
+        bits = node.attributes.get_int("bits", 0) if CODES_AT.get(node.op_type) == index else 0
+        if bits:
+            return bits
+    return None
 
 
 def operand(node: ir.Node, index: int) -> ir.Value | None:
@@ -134,7 +151,7 @@ def embedding_bytes(node: ir.Node, step: Step) -> float:
     """Count the packed rows that are read and the f32 rows that are written."""
     made = elements(node.outputs[0], step)
     codes, scale = operand(node, 1), operand(node, 2)
-    bits = 8.0 if codes is None or codes.dtype is None else float(codes.dtype.bitwidth)
+    bits = 8.0 if codes is None or codes.dtype is None else float(code_bits(codes) or codes.dtype.bitwidth)
     per_row = static_dim(codes, 1) * bits / 8 + 2 * static_dim(scale, 1)
     rows = made / (static_dim(codes, 1) or 1)
     return rows * per_row + made * ACTIVATION_BYTES

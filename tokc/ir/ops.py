@@ -41,7 +41,7 @@ class Op:
         return tuple(name for name in self.inputs if not name.endswith("?"))
 
 
-_GRID: Mapping[str, Attribute] = {"zero_point": 0, "block_size": 32}
+_GRID: Mapping[str, Attribute] = {"zero_point": 0, "block_size": 32, "bits": 0}
 _HEADS: Mapping[str, Attribute] = {"heads": 1, "kv_heads": 1}
 
 OPS: Mapping[str, Op] = {

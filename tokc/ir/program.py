@@ -6,6 +6,8 @@ from typing import Literal
 
 import onnx_ir as ir
 
+from tokc.ir.costs import constant_bytes
+
 Form = Literal["batch", "ragged"]
 KvDtype = Literal["f32", "f16", "int8"]
 
@@ -89,9 +91,11 @@ class Program:
         return replace(self, **changes)  # type: ignore[arg-type]
 
     def weight_bytes(self) -> int:
-        """Return the bytes of all initializers, packed types counted packed."""
-        return sum(
-            value.const_value.nbytes
-            for value in self.graph.initializers.values()
-            if value.const_value is not None
+        """Return the bytes of all initializers; packed types count packed, narrow codes by their width."""
+        return int(
+            sum(
+                constant_bytes(value)
+                for value in self.graph.initializers.values()
+                if value.const_value is not None
+            )
         )
