@@ -1,5 +1,6 @@
 """The Python API: the same as the command line, for programs."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,12 +18,13 @@ def compile(  # noqa: A001 - the field's word for it, and re.compile's precedent
     context: int | None = None,
     out: str | Path | None = None,
     check: bool = True,
+    lora: Sequence[str | Path] = (),
 ) -> Path:
     """Build `model` for `target` and return the artifact's folder.
 
     `model` is a Hugging Face folder or a GGUF file; `passes` a pipeline as text, None for the target's
     default at `dtype` (int4, int8, f16, f32); `kv_dtype` f32, f16 or int8; `context` in tokens; `out`
-    defaults to NAME.tokc here.
+    defaults to NAME.tokc here; `lora` are folders of adapters, merged into the weights in order.
     Raises: TokcError.
     """
     from tokc.compiler import Request, build, precision
@@ -35,6 +37,7 @@ def compile(  # noqa: A001 - the field's word for it, and re.compile's precedent
         passes=passes,
         context=context,
         check=check,
+        lora=tuple(Path(one) for one in lora),
     )
     return build(request, Path(out) if out is not None else default_out(request.model)).artifact
 

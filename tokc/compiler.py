@@ -35,7 +35,10 @@ BASE_BYTES = 600 << 20
 
 @dataclass(frozen=True)
 class Request:
-    """What to build: `passes` None is the target's default, `context` None the model's up to 8192 tokens."""
+    """What to build: `passes` None is the target's default, `context` None the model's up to 8192 tokens.
+
+    `lora` are folders of adapters, merged into the weights in order.
+    """
 
     model: Path
     target: str = "cpu"
@@ -46,6 +49,7 @@ class Request:
     dump_ir: Path | None = None
     print_after: tuple[str, ...] = ()
     stop_after: str | None = None
+    lora: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,7 @@ def build(request: Request, out: Path, progress: Progress = lambda _: None) -> B
     """
     bound, pipeline = prepare(request)
     progress(f"import {request.model}")
-    program = import_model(request.model, context=request.context)
+    program = import_model(request.model, context=request.context, lora=request.lora)
     instruments = Instruments(
         check=request.check, dump_ir=request.dump_ir, print_after=request.print_after, progress=progress
     )
@@ -128,7 +132,7 @@ def estimate(request: Request) -> Estimate:
     Raises: TokcError of the stage that refused.
     """
     bound, pipeline = prepare(request)
-    program = import_model(request.model, context=request.context)
+    program = import_model(request.model, context=request.context, lora=request.lora)
     model_bytes = program.weight_bytes()
     program = Instruments(check=False).run(pipeline, program)
     weight_bytes = program.weight_bytes()

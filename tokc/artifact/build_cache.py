@@ -10,7 +10,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -113,16 +113,18 @@ class BuildCache:
         return self.folder / f"{key}.json"
 
 
-def key_of(model: Path, options: Mapping[str, Option], name: str) -> str:
+def key_of(model: Path, options: Mapping[str, Option], name: str, *, lora: Sequence[Path] = ()) -> str:
     """Return the key of a build: 64 hexadecimal digits.
 
-    `options` are the build's, as they were given; `name` is the artifact's, which its manifest repeats.
+    `options` are the build's, as they were given; `name` is the artifact's, which its manifest repeats;
+    `lora` are the adapters that are merged, in order.
     Raises: TokcError if the model cannot be read.
     """
     target = str(options["target"])
     stated = {
         "format": 1,
         "inputs": _hashes(model),
+        "lora": [[path.resolve().name, _hashes(path)] for path in lora],
         "options": dict(options),
         "name": name,
         "tokc": tokc.__version__,

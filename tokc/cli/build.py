@@ -38,6 +38,7 @@ class _Asked:
     dump_ir: Path | None
     print_after: tuple[str, ...]
     stop_after: str | None
+    lora: tuple[Path, ...] = ()
 
     @property
     def looks_on(self) -> bool:
@@ -60,6 +61,7 @@ class _Asked:
             dump_ir=self.dump_ir,
             print_after=self.print_after,
             stop_after=self.stop_after,
+            lora=self.lora,
         )
 
 
@@ -85,6 +87,7 @@ def build(
     kv_dtype: Annotated[str | None, typer.Option(help="How the cache is stored: f16, int8 or f32.")] = None,
     passes: Annotated[str | None, typer.Option(help="A pipeline of your own; see `tokc passes`.")] = None,
     context: Annotated[int | None, typer.Option(min=1, help="Tokens of context to make room for.")] = None,
+    lora: Annotated[list[Path] | None, typer.Option(help="Merge this adapter's folder; repeatable.")] = None,
     check: Annotated[bool, typer.Option(help="Compare the answers after every pass.")] = True,
     dump_ir: Annotated[Path | None, typer.Option(help="Write the program after each pass here.")] = None,
     print_after: Annotated[list[str] | None, typer.Option(help="Print the program after this pass.")] = None,
@@ -100,7 +103,7 @@ def build(
     """Compile a model into an artifact that `tokc run` and `tokc serve` load."""
     options: dict[str, Option] = {"target": target, "dtype": dtype, "kv_dtype": kv_dtype, "passes": passes}
     options |= {"context": context, "check": check}
-    asked = _Asked(model, options, dump_ir, tuple(print_after or ()), stop_after)
+    asked = _Asked(model, options, dump_ir, tuple(print_after or ()), stop_after, tuple(lora or ()))
     if dry_run:
         _estimate(asked.request(), as_json=as_json)
         return
@@ -123,9 +126,9 @@ def _build(asked: _Asked, out: Path, *, cache: bool) -> _Built:
     cached = BuildCache(default_folder()) if cache and build_cache_on() and not asked.looks_on else None
     with progress() as say:
         key = ""
-        if cached is not None and asked.model.exists():
+        if cached is not None and all(path.exists() for path in (asked.model, *asked.lora)):
             say(f"look for an identical build in {cached.folder}")
-            key = key_of(asked.model, asked.options, out.name.removesuffix(".tokc"))
+            key = key_of(asked.model, asked.options, out.name.removesuffix(".tokc"), lora=asked.lora)
             kept = cached.fetch(key, out)
             if kept is not None:
                 quality = json.loads((out / "quality.json").read_text())

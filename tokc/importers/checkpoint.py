@@ -137,6 +137,22 @@ def widened(array: npt.NDArray[np.generic]) -> Dense:
     return Dense(lazy(lambda: array.astype(np.float32), ir.DataType.FLOAT, array.shape))
 
 
+def dequantized(weight: Weight) -> F32Array:
+    """Return a weight's values in f32, rounded once a step as BlockDequantize does."""
+    if isinstance(weight, Dense):
+        return np.asarray(weight.tensor.numpy(), dtype=np.float32)
+    values = weight.q.numpy().astype(np.float32) - np.float32(weight.zero_point)
+    values *= _per_column(weight.scale, weight)
+    if weight.offset is not None:
+        values += _per_column(weight.offset, weight)
+    return values
+
+
+def _per_column(per_block: ir.TensorProtocol, weight: Grid) -> F32Array:
+    values = per_block.numpy().astype(np.float32)
+    return np.asarray(np.repeat(values, weight.block_size, axis=1)[:, : weight.shape[1]])
+
+
 def shifted(weight: Dense, offset: float) -> Dense:
     """Return a weight plus a constant, computed when read."""
     tensor = weight.tensor

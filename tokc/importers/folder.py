@@ -1,6 +1,7 @@
 """A Hugging Face folder becomes a Program: config.json, safetensors, tokenizer."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from tokc.errors import ImportRefused
@@ -8,6 +9,7 @@ from tokc.importers.architecture import architecture_of
 from tokc.importers.checkpoint import Checkpoint, Weight, plain_weights, read_json, safetensors_arrays
 from tokc.importers.decoder import EMBEDDING, HEAD, decoder_program
 from tokc.importers.families import family_of
+from tokc.importers.lora import adapter_hashes, merge_adapters
 from tokc.importers.quantized import empty_biases, quantized_weights
 from tokc.importers.tokenizer import folder_texts
 from tokc.ir.program import Assets, Program
@@ -19,9 +21,10 @@ TEXT_PREFIX = re.compile(r"^(language_model\.model\.|model\.language_model\.)")
 HEAD_PREFIX = re.compile(r"^language_model\.lm_head\.")
 
 
-def load_folder(path: Path, context: int | None = None) -> Program:
+def load_folder(path: Path, context: int | None = None, lora: Sequence[Path] = ()) -> Program:
     """Import a folder; `context` in tokens caps the positions (default: the model's, at most 8192).
 
+    The LoRA adapters in the folders `lora` are merged into the weights in order.
     Raises: ImportRefused if the folder is no model, is damaged, or is of an unknown kind.
     """
     given = _config(path)
@@ -38,8 +41,9 @@ def load_folder(path: Path, context: int | None = None) -> Program:
     tied = tied or (HEAD not in weights and "tie_word_embeddings" not in config and EMBEDDING in weights)
     config = {**config, "tie_word_embeddings": tied}
     architecture = architecture_of(family, config, context, str(path / CONFIG))
-    checkpoint = Checkpoint(str(path), _text_only(weights), spare)
-    return decoder_program(architecture, checkpoint, _assets(path, generation))
+    weights = merge_adapters(_text_only(weights), lora, _text_name)
+    checkpoint = Checkpoint(str(path), weights, spare)
+    return decoder_program(architecture, checkpoint, _assets(path, generation, lora))
 
 
 def _weights(path: Path, config: dict[str, object]) -> tuple[dict[str, Weight], frozenset[str]]:
@@ -73,7 +77,7 @@ def _text_only(weights: dict[str, Weight]) -> dict[str, Weight]:
     return {name: weight for name, weight in weights.items() if name.startswith(("model.", "lm_head."))}
 
 
-def _assets(path: Path, generation: dict[str, object]) -> Assets:
+def _assets(path: Path, generation: dict[str, object], lora: Sequence[Path]) -> Assets:
     texts = folder_texts(path)
     return Assets(
         tokenizer_json=texts.tokenizer_json,
@@ -81,7 +85,7 @@ def _assets(path: Path, generation: dict[str, object]) -> Assets:
         special_tokens=texts.special_tokens,
         generation_config=generation,
         licence=_licence(path),
-        provenance={file.name: sha256(file) for file in _sources(path)},
+        provenance={file.name: sha256(file) for file in _sources(path)} | adapter_hashes(lora),
     )
 
 

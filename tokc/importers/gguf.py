@@ -1,6 +1,6 @@
 """A GGUF file becomes a Program: its metadata are read as the Hugging Face configuration they stand for."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from tokc.importers.families import (
 )
 from tokc.importers.gguf_file import GgufFile, Rows, Tensor
 from tokc.importers.gguf_tokenizer import gguf_texts
+from tokc.importers.lora import adapter_hashes, merge_adapters
 from tokc.importers.rope import Rope
 from tokc.ir.program import Assets, Program
 from tokc.model_files import sha256
@@ -28,9 +29,10 @@ ROPE_DIVISORS = "rope_freqs.weight"
 GEMMA3_27B_LAYERS = 62
 
 
-def load_gguf(path: Path, context: int | None = None) -> Program:
+def load_gguf(path: Path, context: int | None = None, lora: Sequence[Path] = ()) -> Program:
     """Import a file; `context` in tokens caps the positions (default: the model's, at most 8192).
 
+    The LoRA adapters in the folders `lora` are merged into the weights in order.
     Raises: ImportRefused if the file is damaged or of an unknown kind.
     """
     if not path.is_file():
@@ -41,8 +43,8 @@ def load_gguf(path: Path, context: int | None = None) -> Program:
     config = _config(file, name, family)
     architecture = replace(architecture_of(family, config, context, str(path)), norm_offset=0.0)
     architecture = _with_divisors(architecture, file)
-    checkpoint = Checkpoint(str(path), _weights(file, architecture))
-    return decoder_program(architecture, checkpoint, _assets(file))
+    checkpoint = Checkpoint(str(path), merge_adapters(_weights(file, architecture), lora))
+    return decoder_program(architecture, checkpoint, _assets(file, lora))
 
 
 def _config(file: GgufFile, name: str, family: Family) -> dict[str, object]:
@@ -137,7 +139,7 @@ def _row_order(tensor: Tensor, architecture: Architecture) -> Rows | None:
     return None
 
 
-def _assets(file: GgufFile) -> Assets:
+def _assets(file: GgufFile, lora: Sequence[Path]) -> Assets:
     texts = gguf_texts(file)
     licence = file.metadata.get("general.license")
     return Assets(
@@ -145,5 +147,5 @@ def _assets(file: GgufFile) -> Assets:
         chat_template=texts.chat_template,
         special_tokens=texts.special_tokens,
         licence=str(licence) if licence is not None else None,
-        provenance={path.name: sha256(path) for path in file.paths},
+        provenance={path.name: sha256(path) for path in file.paths} | adapter_hashes(lora),
     )

@@ -1,5 +1,6 @@
 """A model's path becomes a Program, whichever way its files are laid out."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from tokc.errors import ImportRefused
@@ -9,17 +10,18 @@ from tokc.importers.gguf_file import split_files
 from tokc.ir.program import Program
 
 
-def import_model(path: Path | str, context: int | None = None) -> Program:
+def import_model(path: Path | str, context: int | None = None, lora: Sequence[Path] = ()) -> Program:
     """Import a Hugging Face folder, a .gguf file, or a folder that holds just one; `context` in tokens.
 
+    The LoRA adapters in the folders `lora` are merged into the weights in order.
     Raises: ImportRefused if there is no model at `path`.
     """
     path = Path(path)
     if path.is_file():
-        return load_gguf(path, context)
+        return load_gguf(path, context, lora)
     files = sorted(path.glob("*.gguf")) if path.is_dir() and not (path / CONFIG).is_file() else []
     if files and split_files(files[0]) != tuple(files) and len(files) > 1:
         names = ", ".join(file.name for file in files)
         problem = f"the folder holds several GGUF files: {names}"
         raise ImportRefused(problem, where=str(path), hint="name one of them")
-    return load_gguf(files[0], context) if files else load_folder(path, context)
+    return load_gguf(files[0], context, lora) if files else load_folder(path, context, lora)
