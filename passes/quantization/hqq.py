@@ -1,0 +1,104 @@
+"""Half-quadratic quantization: the grid's zero moves so that few weights err much and most hardly.
+
+Badri & Shaji 2023, "Half-Quadratic Quantization of Large Machine Learning Models", minimize the lp norm,
+p < 1, of the error, which forgives outliers, by splitting: an auxiliary error E takes what the grid need not
+explain, ``E = shrink(W - decoded)``, then the zero point is the mean that explains ``W - E``, in turns, while
+the penalty beta grows by kappa. Their zero point is an f16 number, our offset is ``-zero * scale``.
+
+Two things differ here. Errors are measured in steps of the grid, not in the weight's own unit, so that
+beta means the same for a layer of large weights and one of small. And every group keeps its best turn by the
+lp norm, the first of which is rtn's, where theirs stops all groups together.
+
+A symmetric grid has no zero point to move. There the same splitting moves the scale, to
+``sum(q * (W - E)) / sum(q * q)``: robust where rtn-mse is least squares.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from tokc.passes.quantization.grid import F16, F32, FP16_MAX, Grid, Quantized
+from tokc.passes.quantization.group_search import divided, nearer, search_groups
+
+
+@dataclass(frozen=True)
+class HalfQuadratic:
+    """Move each group's offset, or scale, to the least lp norm of its error; never a greater one than rtn's.
+
+    `beta` and `kappa` are the penalty of the first turn, in steps of the grid, and its growth a turn.
+    """
+
+    name: ClassVar[str] = "hqq"
+    threads: int = 2
+    norm: float = 0.7
+    beta: float = 10.0
+    kappa: float = 1.01
+    turns: int = 20
+
+    def quantize(self, w: F32, grid: Grid) -> Quantized:
+        """Return the codes and scales of `w`, f32 [out, in].
+
+        Raises: NotFinite if `w` holds an infinity or a NaN.
+        """
+        return search_groups(self._search, w, grid, self.threads)
+
+    def _search(self, w: F32, grid: Grid) -> Quantized:
+        """Quantize rows of whole groups."""
+        nearest = grid.quantize(w)
+        scale = nearest.scale.astype(np.float32).reshape(-1)
+        turned = w.reshape(-1, grid.group).T  # [group, rows * groups]: sums are over rows
+        shape = nearest.scale.shape
+        with np.errstate(
+            over="ignore"
+        ):  # what is too large for f32 is too large for fp16, and is clipped to it
+            if nearest.offset is None:
+                stretch = self._stretch(divided(turned, scale), grid)
+                found, offset = _half(scale * stretch).reshape(shape), None
+            else:
+                start = divided(nearest.offset.astype(np.float32).reshape(-1), scale)
+                shift = self._shift(divided(turned, scale), start, grid)
+                found, offset = nearest.scale, _half(scale * shift).reshape(shape)
+        moved = Quantized(grid.encode(w, found, offset), found, offset)
+        return nearer(w, grid, moved, nearest, self.norm)
+
+    def _shift(self, x: F32, shift: F32, grid: Grid) -> F32:
+        """Return the offset in steps of ``x = code + offset``; x [group, groups], in steps."""
+        least, best = np.full_like(shift, np.inf), shift
+        for turn in range(self.turns):
+            q = np.clip(np.rint(x - shift), *grid.code_range)
+            error = x - q - shift
+            size = self._size(error)
+            best = np.where(size < least, shift, best)
+            least = np.minimum(size, least)
+            shift = (x - q - self._shrunk(error, turn)).mean(axis=0)
+        return best
+
+    def _stretch(self, x: F32, grid: Grid) -> F32:
+        """Return the scale, as a multiple of rtn's, of ``x = level * scale``; x [group, groups], in steps."""
+        low, high = (code - grid.zero_point for code in grid.code_range)
+        stretch = np.ones_like(x[0])
+        least, best = np.full_like(stretch, np.inf), stretch
+        for turn in range(self.turns):
+            q = np.clip(np.rint(divided(x, stretch)), low, high)
+            error = x - q * stretch
+            size = self._size(error)
+            best = np.where(size < least, stretch, best)
+            least = np.minimum(size, least)
+            stretch = divided((q * (x - self._shrunk(error, turn))).sum(axis=0), (q * q).sum(axis=0))
+        return best
+
+    def _size(self, error: F32) -> F32:
+        size: F32 = (np.abs(error) ** np.float32(self.norm)).sum(axis=0)
+        return size
+
+    def _shrunk(self, error: F32, turn: int) -> F32:
+        """Return the proximal point of the lp norm: errors lose ``|e| ** (p - 1) / beta``, small ones all."""
+        size = np.abs(error)
+        beta = np.float32(self.beta * self.kappa**turn)
+        less = size - divided(size ** np.float32(self.norm), size) / beta
+        return np.copysign(np.maximum(less, 0), error)
+
+
+def _half(values: F32) -> F16:
+    return np.clip(values, -FP16_MAX, FP16_MAX).astype(np.float16)
