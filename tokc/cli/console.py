@@ -15,6 +15,8 @@ from tokc.errors import TokcError
 if TYPE_CHECKING:
     from rich.console import Console
 
+REPEATED = frozenset({"item", "pack", "window"})
+
 
 def console(*, error: bool = False) -> "Console":
     """Return a rich console; where nobody watches, lines are wide enough for tables."""
@@ -34,8 +36,8 @@ def print_json(value: object) -> None:
 def progress() -> Iterator[Callable[[str], None]]:
     """Yield a function that says on stderr what is done: one live line on a terminal, plain lines elsewhere.
 
-    Messages of one word with a changing object (`pack lm_head`) would flood a log, so that elsewhere only the
-    first of each word is written.
+    Messages of one word with a changing object (`pack lm_head`, `window 3 of 16`) would flood a log, so that
+    elsewhere only the first of each such word is written.
     """
     if sys.stderr.isatty():
         with console(error=True).status("", spinner="dots") as status:
@@ -45,7 +47,7 @@ def progress() -> Iterator[Callable[[str], None]]:
 
     def line(message: str) -> None:
         word = message.partition(" ")[0]
-        if word not in seen or word != "pack":
+        if word not in seen or word not in REPEATED:
             seen.add(word)
             typer.echo(f"[{time.perf_counter() - start_s:6.1f} s] {message}", err=True)
 

@@ -1,0 +1,76 @@
+"""Where an artifact's quality is found: what `tokc eval` measured of this very build."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from tokc.cost import records
+from tokc.cost.evaluation import Estimate, Evaluation
+from tokc.cost.gates import Found
+from tokc.cost.intervals import Interval
+from tokc.report import units
+from tokc.report.collect import manifest_sha256
+
+
+def evaluation_path(artifact: Path) -> Path:
+    """Return where `tokc eval` writes: beside the artifact, whose files are sealed by hashes."""
+    return artifact.with_name(f"{artifact.name.removesuffix('.tokc')}.eval.json")
+
+
+def evaluation_of(artifact: Path) -> Evaluation | None:
+    """Return the evaluation of this very build, None where there is none beside the artifact.
+
+    Raises: TokcError if the file is damaged.
+    """
+    path = evaluation_path(artifact)
+    if not path.exists():
+        return None
+    found = records.read(Evaluation, path)
+    return found if found.manifest_sha256 == manifest_sha256(artifact) else None
+
+
+def gate_figures(evaluation: Evaluation | None) -> dict[str, Found]:
+    """Return what gates may bound, by the metric's name, each with its interval over windows."""
+    if evaluation is None or evaluation.divergence is None or evaluation.tokens is None:
+        return {}
+    found, windows = evaluation.divergence, evaluation.tokens.windows
+    figures = {"ppl_ratio": found.ppl_ratio, "kl_mean": found.kl_mean, "top1_agree": found.top1_agree}
+    return {name: Found(one.figure, _interval(one), repetitions=windows) for name, one in figures.items()}
+
+
+def rows(evaluation: Evaluation) -> Iterator[tuple[str, str, str]]:
+    """Return the figures as text: what it is, the figure, and its interval or `–`."""
+    if evaluation.perplexity is not None:
+        yield _row("perplexity", evaluation.perplexity, "{:.3f}")
+    if evaluation.divergence is not None:
+        found = evaluation.divergence
+        yield _row(f"perplexity of {found.reference}", found.perplexity, "{:.3f}")
+        yield _row("perplexity ratio", found.ppl_ratio, "{:.4f}")
+        yield _row("mean KL, nats", found.kl_mean, "{:.6f}")
+        yield "99th percentile KL, nats", f"{found.kl_p99:.6f}", "–"
+        yield _row("same top-1", found.top1_agree, "{:.2%}")
+        yield "mean logits error", units.figures(found.mean_abs_logit_diff), "–"
+        yield "max logits error", units.figures(found.max_abs_logit_diff), "–"
+    for task in evaluation.tasks:
+        yield _row(f"{task.task}: {task.metric}, {task.items} items", task.score, "{:.1%}")
+
+
+def method(evaluation: Evaluation) -> str:
+    """Return how the figures were measured, and what a reader should know of them."""
+    tokens, said = evaluation.tokens, []
+    if tokens is not None:
+        said.append(
+            f"{tokens.windows} windows of {tokens.window} tokens of {tokens.text}, the last {tokens.scored} "
+            "of each scored; intervals of 95 % over windows."
+        )
+    return " ".join([*said, *(f"Note: {note}." for note in evaluation.notes)])
+
+
+def _row(name: str, one: Estimate, form: str) -> tuple[str, str, str]:
+    shown = form.format(one.figure)
+    if one.low is None or one.high is None:
+        return name, shown, "–"
+    return name, shown, f"{form.format(one.low)} to {form.format(one.high)}"
+
+
+def _interval(one: Estimate) -> Interval | None:
+    return None if one.low is None or one.high is None else Interval(one.low, one.high)
