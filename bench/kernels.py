@@ -41,7 +41,8 @@ def main() -> None:
     parser.add_argument("--isa", nargs="+", choices=list(ISAS), default=[host_isa().name])
     parser.add_argument("--rows", nargs="+", type=int, default=[1, 16, 512])
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
-    parser.add_argument("--bits", nargs="+", type=int, choices=[4, 8], default=[4])
+    parser.add_argument("--bits", nargs="+", type=int, choices=[2, 3, 4, 8], default=[4])
+    parser.add_argument("--group", type=int, default=GROUP)
     parser.add_argument(
         "--shape", nargs="+", default=[f"{n}x{k}" for shapes in SHAPES.values() for n, k in shapes]
     )
@@ -50,7 +51,16 @@ def main() -> None:
     shapes = [(int(n), int(k)) for n, _, k in (text.partition("x") for text in options.shape)]
     for name in options.isa:
         kernels = [
-            QuantLinear(ISAS[name], n, k, bits, bits == 8 or not options.asymmetric, bias=False, y_stride=n)
+            QuantLinear(
+                ISAS[name],
+                n,
+                k,
+                bits,
+                bits == 8 or not options.asymmetric,
+                bias=False,
+                y_stride=n,
+                block=options.group,
+            )
             for n, k in shapes
             for bits in options.bits
         ]

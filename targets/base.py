@@ -27,10 +27,15 @@ FUSIONS = ("fuse-linear", "fuse-attention", "fuse-qkv", "fuse-gate-up")
 
 
 def pass_list(precision: Precision, fusions: Sequence[str] = FUSIONS, grid_options: str = "") -> str:
-    """Return default passes as text, in running order; `grid_options` are more of quantize-weights."""
+    """Return default passes as text, in running order; `grid_options` are more of quantize-weights.
+
+    Weights stored on a grid keep it, but for fewer bits than any file format's usual 4, which is a request.
+    """
     passes = ["fold-constants", "eliminate-dead-code", *fusions]
     if precision.weights in BITS:
-        options = f"bits={BITS[precision.weights]} group={precision.group} {grid_options}".rstrip()
+        bits = BITS[precision.weights]
+        narrow = "requantize=true " if bits < BITS["int4"] else ""
+        options = f"bits={bits} group={precision.group} {narrow}{grid_options}".rstrip()
         passes.append(f"quantize-weights{{{options}}}")
     passes += ["fuse-add-rms-norm", f"kv-layout{{page=16 dtype={precision.kv}}}", "eliminate-dead-code"]
     return ",".join(passes)
@@ -71,7 +76,7 @@ class Device:
     name: str
     summary: str
     runs_here: bool
-    dtypes: tuple[str, ...] = ("int4", "int8", "f32")
+    dtypes: tuple[str, ...] = ("int2", "int3", "int4", "int8", "f32")
     caches: tuple[str, ...] = ("f16", "int8", "f32")
     verified: Verified = "run"
 
@@ -112,9 +117,15 @@ class BoundTarget:
         asked = (("weights", precision.weights, device.dtypes), ("a cache", precision.kv, device.caches))
         for what, form, taken in asked:
             if form not in taken:
-                plain = next(one for one in taken if one.startswith("f"))
                 raise TargetRefused(
                     f"target '{self.name}' has no kernels for {what} in {form}; it takes {', '.join(taken)}",
-                    hint=f"the nearest is {plain}",
+                    hint=f"the nearest is {_nearest(form, taken)}",
                 )
         return self.target.pipeline(precision)
+
+
+def _nearest(form: str, taken: tuple[str, ...]) -> str:
+    """Return the integers of fewest bits that are not fewer than asked for, or else the first floats."""
+    integers = sorted((one for one in taken if one in BITS), key=lambda one: BITS[one])
+    wide = [one for one in integers if form in BITS and BITS[one] > BITS[form]]
+    return wide[0] if wide else next(one for one in taken if one.startswith("f"))

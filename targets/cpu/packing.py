@@ -7,7 +7,8 @@ import numpy.typing as npt
 
 from tokc.errors import TargetRefused
 from tokc.targets.cpu.kernels.linear import Linear
-from tokc.targets.cpu.kernels.quant_linear import GROUP, QuantLinear
+from tokc.targets.cpu.kernels.quant_linear import QuantLinear
+from tokc.targets.cpu.kernels.quant_linear_codes import QUADS, packed_codes
 
 Array = npt.NDArray[Any]
 SLAB_TILES = 256
@@ -20,11 +21,12 @@ def packed_bytes(spec: QuantLinear | Linear) -> int:
 
 
 def pack_quant(q: Array, scale: Array, offset: Array | None, spec: QuantLinear) -> npt.NDArray[np.uint8]:
-    """Pack quants [n, k] and per-group scales and offsets [n, k / group size] into the kernel's tiles.
+    """Pack quants [n, k] and scales and offsets [n, ceil(k / block)] into the kernel's tiles.
 
-    A group size above 32 repeats its scale. Works through slabs of tiles, so that the extra memory is small.
+    Works through slabs of tiles, so that the extra memory is small.
     """
     assert q.shape == (spec.n, spec.k), f"quants are {q.shape}, the kernel takes {(spec.n, spec.k)}"
+    assert scale.shape == (spec.n, spec.blocks), f"scales are {scale.shape}, not {(spec.n, spec.blocks)}"
     lanes = spec.isa.lanes
     out = np.zeros((spec.tiles, spec.tile_bytes), np.uint8)
     for first in range(0, spec.tiles, SLAB_TILES):
@@ -54,28 +56,23 @@ def _padded(rows: Array, count: int) -> Array:
 
 
 def _scales(slab: Array, values: Array, spec: QuantLinear, at: int) -> None:
-    lanes, per_group = spec.isa.lanes, -(-spec.groups // values.shape[1])
-    spread = np.repeat(values.astype(np.float16), per_group, axis=1)[:, : spec.groups]
-    tiles = _padded(spread, len(slab) * lanes).reshape(len(slab), lanes, spec.groups).transpose(0, 2, 1)
+    lanes, halves = spec.isa.lanes, values.astype(np.float16)
+    tiles = _padded(halves, len(slab) * lanes).reshape(len(slab), lanes, spec.blocks).transpose(0, 2, 1)
     data = np.ascontiguousarray(tiles).reshape(len(slab), -1).view(np.uint8)
     slab[:, at : at + data.shape[1]] = data
 
 
 def _quants(q: Array, tiles: int, spec: QuantLinear) -> Array:
     lanes = spec.isa.lanes
-    packed: Array
     values = _padded(q, tiles * lanes)
-    if spec.bits == 4:
-        parts = (
-            values.astype(np.uint8).reshape(tiles, lanes, spec.groups, 4, 2, 4).transpose(0, 2, 3, 4, 1, 5)
-        )
-        packed = parts[:, :, :, 0] | (parts[:, :, :, 1] << 4)
-    else:
+    if spec.bits == 8:
         if spec.isa.dot == "pmaddubsw" and values.size and int(values.min()) < LEAST_SIGNED:
             raise TargetRefused(
                 f"an int8 weight holds -128, which '{spec.isa.name}' cannot multiply exactly",
                 hint="quantize it to [-127, 127], or build for a CPU with VNNI",
             )
-        stored = (values.astype(np.int16) + spec.stored_zero).astype(np.uint8)
-        packed = stored.reshape(tiles, lanes, spec.groups, GROUP // 4, 4).transpose(0, 2, 3, 1, 4)
-    return np.ascontiguousarray(packed).reshape(tiles, -1)
+        values = values.astype(np.int16) + spec.stored_zero
+    quads = values.astype(np.uint8).reshape(tiles, lanes, spec.groups, QUADS, 4).transpose(0, 2, 3, 1, 4)
+    quads = np.ascontiguousarray(quads).reshape(tiles, spec.groups, QUADS, lanes * 4)
+    packed: Array = quads if spec.bits == 8 else packed_codes(quads, spec.bits)
+    return packed.reshape(tiles, -1)

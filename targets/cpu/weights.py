@@ -14,12 +14,13 @@ from tokc.targets.cpu.kernels.embedding import Embedding, LinearEmbedding, Quant
 from tokc.targets.cpu.kernels.linear import Linear
 from tokc.targets.cpu.kernels.quant_linear import GROUP, QuantLinear
 from tokc.targets.cpu.packing import pack_linear, pack_quant, packed_bytes
-from tokc.targets.nodes import required
+from tokc.targets.nodes import integer, required
 
 Array = npt.NDArray[Any]
 ROW_ALIGNMENT = 32
 LACKS = "the CPU target has no kernel for"
-GRIDS = "it runs int4 (symmetric around 8, or with an offset) and symmetric int8"
+GRIDS = "it runs int2, int3 and int4 (symmetric around the middle, or with an offset) and symmetric int8"
+WIDTHS = (2, 3, 4, 8)
 
 
 class Weights:
@@ -46,8 +47,7 @@ class Weights:
         """Return weight, bias and kernel of a QuantLinear."""
         rows, columns = matrix_shape(required(node.inputs[1]))
         bias = self._bias(node, 4)
-        bits, symmetric = grid_of(node, lacks=LACKS, hint=GRIDS)
-        kernel = QuantLinear(self._isa, rows, columns, bits, symmetric, bias is not None, padded(rows))
+        kernel = self._kernel(node, rows, columns, bias=bias is not None)
         return self._packed_quant(node, kernel), bias, kernel
 
     def embedding(self, table: ir.Value) -> tuple[Tensor, Embedding | LinearEmbedding]:
@@ -63,9 +63,19 @@ class Weights:
     def quant_embedding(self, node: ir.Node) -> tuple[Tensor, QuantEmbedding]:
         """Return the table, in the projection's layout, and its kernel."""
         rows, columns = matrix_shape(required(node.inputs[1]))
-        bits, symmetric = grid_of(node, lacks=LACKS, hint=GRIDS)
-        linear = QuantLinear(self._isa, rows, columns, bits, symmetric, bias=False, y_stride=padded(rows))
+        linear = self._kernel(node, rows, columns, bias=False)
         return self._packed_quant(node, linear), QuantEmbedding(linear)
+
+    def _kernel(self, node: ir.Node, rows: int, columns: int, *, bias: bool) -> QuantLinear:
+        bits, symmetric = grid_of(node, lacks=LACKS, hint=GRIDS, widths=WIDTHS)
+        block = integer(node, "block_size", GROUP)
+        if block % GROUP:
+            raise TargetRefused(
+                f"{LACKS} weights with a scale every {block} columns",
+                where=f"node '{node.name}'",
+                hint=f"it takes groups of multiples of {GROUP}",
+            )
+        return QuantLinear(self._isa, rows, columns, bits, symmetric, bias, padded(rows), block)
 
     def _bias(self, node: ir.Node, index: int) -> Tensor | None:
         value = node.inputs[index] if len(node.inputs) > index else None

@@ -10,8 +10,9 @@ from tokc.targets.table import TARGETS, named_target
 @pytest.mark.parametrize(
     ("target", "dtype", "kv_dtype", "said"),
     [
-        ("cpu:x86-64-v3", "f16", None, "no kernels for weights in f16; it takes int4, int8, f32"),
+        ("cpu:x86-64-v3", "f16", None, "no kernels for weights in f16; it takes int2, int3, int4, int8, f32"),
         ("cuda:sm_80", "f32", "f16", "no kernels for weights in f32; it takes int4, int8, f16"),
+        ("cuda:sm_80", "int3", None, "no kernels for weights in int3; it takes int4, int8, f16"),
         ("rocm:gfx942", "int4", "f32", "no kernels for a cache in f32; it takes f16, int8"),
     ],
 )
@@ -21,6 +22,12 @@ def test_a_form_without_kernels_is_refused_with_those_there_are(
     with pytest.raises(TargetRefused, match=said) as refused:
         named_target(target).pipeline(precision(dtype, kv_dtype))
     assert refused.value.hint
+
+
+def test_the_nearest_form_of_more_bits_is_named() -> None:
+    with pytest.raises(TargetRefused) as refused:
+        named_target("cuda:sm_80").pipeline(precision("int2", "f16"))
+    assert refused.value.hint == "the nearest is int4"
 
 
 def test_every_device_takes_the_default_form() -> None:

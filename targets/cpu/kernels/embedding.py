@@ -1,6 +1,7 @@
 """Gather rows of an embedding table, also from the layouts of a projection that shares it."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from tokc.targets.cpu.isa import Isa
@@ -57,7 +58,7 @@ class QuantEmbedding:
 
     def build(self) -> Any:
         """Return the PrimFunc."""
-        return _gather(self.symbol, self.linear.k, _tile(self.linear))
+        return _tile(self.linear)
 
 
 def _gather(symbol: str, width: int, read: Any) -> Any:
@@ -102,30 +103,42 @@ def _panel(spec: Linear) -> Any:
 
 
 def _tile(spec: QuantLinear) -> Any:
+    """Build the gather from a packed projection: a token is one lane of a tile, decoded a group at a time."""
     from tvm.tirx.script.builder import ir as T
+
+    from tokc.targets.cpu.kernels.quant_linear_codes import decoded
+    from tokc.targets.cpu.kernels.quant_linear_tile import scale_of
+    from tokc.targets.cpu.kernels.tir import Arguments, function
 
     lanes = spec.isa.lanes
 
-    def read(arguments: Any) -> Any:
+    def body(arguments: Arguments) -> None:
+        ids, y = arguments.buffer("ids", "int32"), arguments.buffer("y", "float32")
         w, half = arguments.buffer("w", "uint8"), arguments.buffer("w", "float16")
+        with arguments.share(arguments.rows) as row:
+            token = T.Bind(ids[row])
+            tile, lane = T.Bind(T.Cast("int64", token // lanes)), T.Bind(token % lanes)
+            with T.serial(0, spec.groups) as group:
+                at = T.Bind(tile * (spec.tile_bytes // 2) + scale_of(group, spec) * lanes + lane)
+                scale = T.Bind(T.Cast("float32", half[at]))
+                offset = None
+                if not spec.symmetric:
+                    offset = T.Bind(T.Cast("float32", half[at + spec.scale_bytes // 2]))
+                first = T.Bind(tile * spec.tile_bytes + spec.quants_at + group * spec.vectors * 4 * lanes)
+                with T.serial(0, 4) as inner:
+                    byte = T.Bind(first + lane * 4 + inner)
+                    load = partial(_byte, w, byte, 4 * lanes)
+                    for quad, code in enumerate(decoded(load, spec.bits, T.uint8)):
+                        signed = spec.bits == 8 and not spec.stored_zero
+                        quant = T.Cast("int32", T.reinterpret("int8", code) if signed else code)
+                        value = T.Cast("float32", quant - spec.stored_zero) * scale
+                        value = value if offset is None else value + offset
+                        T.buffer_store(y, value, [row * spec.k + group * GROUP + 4 * quad + inner])
 
-        def value(token: Any, column: Any) -> Any:
-            tile, lane = T.Cast("int64", token // lanes), token % lanes
-            group, inner = column // GROUP, column % GROUP
-            scales = tile * (spec.tile_bytes // 2) + group * lanes + lane
-            quants = tile * spec.tile_bytes + spec.quants_at + group * (spec.vectors * 4 * lanes)
-            if spec.bits == 4:
-                byte = w[quants + (inner // 8 * lanes + lane) * 4 + inner % 4]
-                high = inner // 4 % 2 == 1
-                quant = T.Cast("int32", T.Select(high, byte >> T.uint8(4), byte & T.uint8(15)))
-            else:
-                byte = w[quants + (inner // 4 * lanes + lane) * 4 + inner % 4]
-                quant = T.Cast("int32", byte if spec.stored_zero else T.reinterpret("int8", byte))
-            result = T.Cast("float32", quant - spec.stored_zero) * T.Cast("float32", half[scales])
-            if not spec.symmetric:
-                result = result + T.Cast("float32", half[scales + spec.scale_bytes // 2])
-            return result
+    return function(f"embedding_of_{spec.symbol}", QuantEmbedding.args, body)
 
-        return value
 
-    return read
+def _byte(w: Any, first: Any, stride: int, vector: int) -> Any:
+    from tvm.tirx.script.builder import ir as T
+
+    return T.Bind(w[first + vector * stride])

@@ -5,10 +5,10 @@ ascending order. So an element's bits do not depend on how many rows there are, 
 on the thread.
 
 The weight is cut into tiles of `lanes` output rows. A tile holds, each part at a multiple of 64 bytes:
-    scales  f16[groups, lanes]
-    offsets f16[groups, lanes]   (asymmetric grids only)
-    quants  int4: u8[groups, 4, lanes, 4], low nibbles are columns 8j..8j+3 of the group, high ones 8j+4..8j+7
-            int8: u8[groups, 8, lanes, 4], stored + 128 where the ISA multiplies unsigned by signed bytes
+    scales  f16[blocks, lanes], a block being the columns that share a scale
+    offsets f16[blocks, lanes]   (asymmetric grids only)
+    quants  u8[groups, bits, lanes, 4], codes of up to 4 bits as in quant_linear_codes.py;
+            int8 is stored + 128 where the ISA multiplies unsigned by signed bytes
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,10 @@ TILES_AT_ONCE = 2
 
 @dataclass(frozen=True)
 class QuantLinear:
-    """y f32[rows, n] of xq i8[rows, k]; `bits` 4 or 8; int8 is symmetric."""
+    """y f32[rows, n] of xq i8[rows, k]; `bits` 2, 3, 4 or 8; int8 is symmetric.
+
+    `block` columns, a multiple of 32, share a weight scale; the last block of a row may be short.
+    """
 
     isa: Isa
     n: int
@@ -32,14 +35,15 @@ class QuantLinear:
     symmetric: bool
     bias: bool
     y_stride: int
+    block: int = GROUP
 
     @property
     def symbol(self) -> str:
         """Return the C symbol."""
         grid = "s" if self.symmetric else "a"
-        return (
-            f"quant_linear_{self.n}x{self.k}_q{self.bits}{grid}{'_bias' if self.bias else ''}_{self.y_stride}"
-        )
+        block = f"g{self.block}" if self.block != GROUP else ""
+        bias = "_bias" if self.bias else ""
+        return f"quant_linear_{self.n}x{self.k}_q{self.bits}{grid}{block}{bias}_{self.y_stride}"
 
     @property
     def args(self) -> tuple[str, ...]:
@@ -52,6 +56,16 @@ class QuantLinear:
         return self.k // GROUP
 
     @property
+    def groups_per_scale(self) -> int:
+        """Return how many groups share a weight scale."""
+        return self.block // GROUP
+
+    @property
+    def blocks(self) -> int:
+        """Return how many weight scales a row has."""
+        return -(-self.k // self.block)
+
+    @property
     def tiles(self) -> int:
         """Return how many tiles of output rows there are, an even number; the last may be all padding."""
         return -(-self.n // (TILES_AT_ONCE * self.isa.lanes)) * TILES_AT_ONCE
@@ -59,7 +73,7 @@ class QuantLinear:
     @property
     def scale_bytes(self) -> int:
         """Return the size of a tile's scales."""
-        return -(-self.groups * self.isa.lanes * 2 // 64) * 64
+        return -(-self.blocks * self.isa.lanes * 2 // 64) * 64
 
     @property
     def quants_at(self) -> int:
@@ -80,8 +94,8 @@ class QuantLinear:
     @property
     def stored_zero(self) -> int:
         """Return what a stored quant of value 0 reads as, where it is not kept in the offset."""
-        if self.bits == 4:
-            return 8 if self.symmetric else 0
+        if self.bits <= 4:
+            return 1 << (self.bits - 1) if self.symmetric else 0
         return 128 if self.isa.dot in {"vpdpbusd", "usdot"} else 0
 
     @property

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tvm.tirx.script.builder import ir as T
 
 from tokc.targets.cpu.kernels.quant_linear import GROUP, L2_BYTES
-from tokc.targets.cpu.kernels.quant_linear_sums import QUADS
+from tokc.targets.cpu.kernels.quant_linear_codes import QUADS
 from tokc.targets.cpu.kernels.tir import Expr, ramp, registers, splat, stack, zeros
 
 if TYPE_CHECKING:

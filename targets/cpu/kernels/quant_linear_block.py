@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 from tvm.tirx.script.builder import ir as T
 
 from tokc.targets.cpu.kernels.quant_linear import GROUP, TILES_AT_ONCE
-from tokc.targets.cpu.kernels.quant_linear_sums import QUADS, Sums
+from tokc.targets.cpu.kernels.quant_linear_codes import QUADS
+from tokc.targets.cpu.kernels.quant_linear_sums import Sums
 from tokc.targets.cpu.kernels.tir import Expr, prefetch, ramp, registers, splat, stack, zeros
 from tokc.targets.cpu.kernels.vector_math import keep
 

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 
 from tvm.tirx.script.builder import ir as T
 
-from tokc.targets.cpu.kernels.quant_linear import GROUP, QuantLinear
+from tokc.targets.cpu.kernels.quant_linear import QuantLinear
+from tokc.targets.cpu.kernels.quant_linear_codes import QUADS
 from tokc.targets.cpu.kernels.tir import Buffer, Expr, dot_u8, intrinsic, registers, splat, zeros
 
-QUADS = GROUP // 4
 Quads = Iterable[tuple[Sequence[Expr], int]]
 
 
@@ -35,7 +35,7 @@ class Sums:
         `correction(i)` is what the stored zero adds to the sums of the tile's row i.
         """
         first, count = rows
-        pairs = self._pairs if self._spec.bits == 4 else None
+        pairs = self._pairs if self._spec.bits <= 4 else None
         for at in range(count * tiles):
             if pairs is not None:
                 pairs[at] = zeros(2 * self._lanes, "int16")
@@ -55,7 +55,7 @@ class Sums:
         """Add the products of four columns."""
         if self._pairs is None:
             self._sums[at] = dot_u8(self._spec.isa, self._sums[at], quants, x)
-        elif self._spec.bits == 4:
+        elif self._spec.bits <= 4:
             self._pairs[at] = self._pairs[at] + self._products(quants, x)
         else:
             self._sums[at] = self._sums[at] + self._widened(self._signed_products(quants, x))

@@ -11,6 +11,7 @@ from tvm.tirx.script.builder import ir as T
 
 from tokc.targets.cpu.kernels.quant_linear import QuantLinear
 from tokc.targets.cpu.kernels.quant_linear_block import Block
+from tokc.targets.cpu.kernels.quant_linear_codes import decoded
 from tokc.targets.cpu.kernels.quant_linear_stream import Stream
 from tokc.targets.cpu.kernels.tir import (
     Arguments,
@@ -21,6 +22,12 @@ from tokc.targets.cpu.kernels.tir import (
     splat,
     zeros,
 )
+
+
+def scale_of(group: Expr, spec: QuantLinear) -> Expr:
+    """Return the index of a group's scale."""
+    return group if spec.groups_per_scale == 1 else group // spec.groups_per_scale
+
 
 Quads = Iterator[tuple[Expr, int]]
 
@@ -56,19 +63,18 @@ class Body:
     def packed_quads(self, tile: Expr, group: Expr) -> Quads:
         """Yield vectors of four columns by `lanes` rows of the packed weights."""
         spec, width = self.spec, 4 * self.lanes
-        for vector in range(spec.vectors):
+
+        def load(vector: int) -> Expr:
             place = tile * spec.tile_bytes + spec.quants_at + (group * spec.vectors + vector) * width
-            quants = T.Bind(self.w[ramp(place, width)])
-            if spec.bits == 4:
-                yield T.Bind(quants & splat(T.uint8(15), width)), 2 * vector
-                yield T.Bind(quants >> splat(T.uint8(4), width)), 2 * vector + 1
-            else:
-                yield quants, vector
+            return T.Bind(self.w[ramp(place, width)])
+
+        for quad, codes in enumerate(decoded(load, spec.bits, lambda n: splat(T.uint8(n), width))):
+            yield codes if spec.bits == 8 else T.Bind(codes), quad
 
     def scale_and_offset(self, tile: Expr, group: Expr) -> tuple[Expr, Expr | None]:
         """Return a group's scales and offsets, one a lane, in f32."""
         spec, kind = self.spec, f"float32x{self.lanes}"
-        start = tile * (spec.tile_bytes // 2) + group * self.lanes
+        start = tile * (spec.tile_bytes // 2) + scale_of(group, spec) * self.lanes
         scale = T.Bind(T.Cast(kind, self.half[ramp(start, self.lanes)]))
         if spec.symmetric:
             return scale, None

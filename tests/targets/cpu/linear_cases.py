@@ -15,6 +15,10 @@ from tokc.targets.cpu.packing import pack_linear, pack_quant
 
 Array = npt.NDArray[Any]
 GROUP = 32
+GRIDS = (
+    *((4, True, 32), (4, False, 64), (8, True, 32)),
+    *((3, True, 64), (3, False, 32), (2, True, 128)),
+)
 N, K, STRIDE = 100, 96, 128
 
 
@@ -44,7 +48,7 @@ def quantized(x: Array) -> tuple[Array, Array, Array]:
 def cases(isa: Isa, rows: int = 37) -> Iterator[Case]:
     """Yield every kernel family in every form, at sizes that leave tails everywhere."""
     rng = np.random.default_rng(11)
-    for bits, symmetric, block in ((4, True, 32), (4, False, 32), (8, True, 32), (4, True, 64)):
+    for bits, symmetric, block in GRIDS:
         yield from _quant_cases(isa, rows, bits, symmetric, block, rng)
     w = rng.standard_normal((N, K)).astype(np.float32)
     x = rng.standard_normal((rows, K)).astype(np.float32)
@@ -62,16 +66,16 @@ def cases(isa: Isa, rows: int = 37) -> Iterator[Case]:
 def _quant_cases(
     isa: Isa, rows: int, bits: int, symmetric: bool, block: int, rng: np.random.Generator
 ) -> Iterator[Case]:
-    low, high = (0, 16) if bits == 4 else (-127, 128)
-    q = rng.integers(low, high, (N, K)).astype(np.uint8 if bits == 4 else np.int8)
+    low, high = (0, 1 << bits) if bits <= 4 else (-127, 128)
+    q = rng.integers(low, high, (N, K)).astype(np.uint8 if bits <= 4 else np.int8)
     blocks = -(-K // block)
     scale = (rng.random((N, blocks)) * 0.01 + 0.001).astype(np.float16)
     offset = None if symmetric else (rng.standard_normal((N, blocks)) * 0.01).astype(np.float16)
     bias = np.zeros(STRIDE, np.float32)
     bias[:N] = rng.standard_normal(N)
     with_bias = block != GROUP
-    kernel = QuantLinear(isa, N, K, bits, symmetric, bias=with_bias, y_stride=STRIDE)
-    w = (q.astype(np.float64) - (8 if bits == 4 and symmetric else 0)) * spread(scale, block)
+    kernel = QuantLinear(isa, N, K, bits, symmetric, bias=with_bias, y_stride=STRIDE, block=block)
+    w = (q.astype(np.float64) - (1 << bits >> 1 if bits <= 4 and symmetric else 0)) * spread(scale, block)
     if offset is not None:
         w = w + spread(offset, block)
     xq, xs, xsum = quantized(rng.standard_normal((rows, K)).astype(np.float32))

@@ -1,5 +1,6 @@
 """Linear kernels: equal to numpy, and every row the same bits alone, in any batch and on any thread count."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -64,11 +65,18 @@ def test_more_rows_than_a_block_are_the_same_bits(run: Run, isa: Isa) -> None:
 def test_packed_bytes_announces_the_packed_size() -> None:
     rng = np.random.default_rng(3)
     for isa in ISAS.values():
-        for bits in (4, 8):
-            kernel = QuantLinear(isa, N, K, bits, symmetric=True, bias=False, y_stride=STRIDE)
-            q = rng.integers(0, 16, (N, K)).astype(np.uint8 if bits == 4 else np.int8)
-            packed = pack_quant(q, np.ones((N, K // GROUP), np.float16), None, kernel)
+        for bits, block in itertools.product((2, 3, 4, 8), (32, 64, 128)):
+            kernel = QuantLinear(isa, N, K, bits, symmetric=True, bias=False, y_stride=STRIDE, block=block)
+            q = rng.integers(0, 1 << min(bits, 7), (N, K)).astype(np.uint8 if bits <= 4 else np.int8)
+            packed = pack_quant(q, np.ones((N, -(-K // block)), np.float16), None, kernel)
             assert packed.nbytes == packed_bytes(kernel)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize("block", [32, 128])
+def test_a_packed_weight_takes_its_bits_and_a_scale_a_block(bits: int, block: int) -> None:
+    kernel = QuantLinear(ISAS["x86-64-v3"], 512, 1024, bits, True, bias=False, y_stride=512, block=block)
+    assert packed_bytes(kernel) == 512 * 1024 * bits // 8 + 512 * 1024 // block * 2
 
 
 def test_a_weight_of_minus_128_is_refused_where_it_would_be_inexact() -> None:
