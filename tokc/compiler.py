@@ -24,7 +24,7 @@ Progress = Callable[[str], None]
 
 DEFAULT_PRECISION = Precision()
 
-WEIGHT_DTYPES = ("int4", "int8", "f16", "f32")
+WEIGHT_DTYPES = ("int2", "int3", "int4", "int8", "f16", "f32")
 KV_DTYPES: tuple[KvDtype, ...] = ("f16", "int8", "f32")
 WEIGHTS_FILE = "model.safetensors"
 MANIFEST = "manifest.json"
@@ -82,7 +82,7 @@ class Estimate:
 
 
 def precision(dtype: str, kv_dtype: str | None) -> Precision:
-    """Return the precision that `dtype` (int4, int8, f16, f32) and `kv_dtype` (default f16, or f32) name.
+    """Return the precision that `dtype` (one of WEIGHT_DTYPES) and `kv_dtype` (default f16, or f32) name.
 
     Raises: UnknownOption listing what is accepted.
     """

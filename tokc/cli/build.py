@@ -83,7 +83,9 @@ def build(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="The artifact. [default: NAME.tokc]")
     ] = None,
-    dtype: Annotated[str, typer.Option(help="How weights are stored: int4, int8, f16 or f32.")] = "int4",
+    dtype: Annotated[
+        str, typer.Option(help="How weights are stored: int2, int3, int4, int8, f16 or f32.")
+    ] = "int4",
     kv_dtype: Annotated[str | None, typer.Option(help="How the cache is stored: f16, int8 or f32.")] = None,
     passes: Annotated[str | None, typer.Option(help="A pipeline of your own; see `tokc passes`.")] = None,
     context: Annotated[int | None, typer.Option(min=1, help="Tokens of context to make room for.")] = None,
