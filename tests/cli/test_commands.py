@@ -16,7 +16,7 @@ from tokc.cost import devices
 from tokc.errors import GateNotMet, TokcError
 
 COMMANDS = {
-    "build", "run", "serve", "key", "bench", "report", "check", "diff", "compare", "inspect", "export",
+    "build", "run", "serve", "key", "bench", "eval", "report", "check", "diff", "compare", "inspect", "export",
     "verify", "passes", "targets", "doctor", "opt",
 }  # fmt: skip
 TOOLS = {"entry", "app", "console", "inspect_gpu", "inspect_xla", "__init__"}

@@ -13,6 +13,7 @@ from tokc.cli import (
     compare,
     diff,
     doctor,
+    eval,  # noqa: A004 - the command's name
     export,
     inspect,
     key,
@@ -42,6 +43,7 @@ app.command()(run.run)
 app.command()(serve.serve)
 app.command()(key.key)
 app.command()(bench.bench)
+app.command()(eval.eval)
 app.command()(report.report)
 app.command()(check.check)
 app.command()(diff.diff)

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from tokc.report.gate_figures import Pricing
 
 GATE_HELP = "A limit such as 'size<=90MB' or 'tpot@8<=40ms'; may be repeated."
-MORE_OFTEN = "measure more often (tokc bench --repetitions 10, tokc diff --rounds 20), or --inconclusive pass"
+MORE_OFTEN = (
+    "measure more often (tokc bench --repetitions 10, tokc diff --rounds 20, tokc eval --tokens 20000), "
+    "or --inconclusive pass"
+)
 Inconclusive = Literal["fail", "pass"]
 
 

@@ -50,6 +50,7 @@ METRICS: Mapping[str, Metric] = {
         Metric("kv_bytes_per_token", "bytes", "artifact", "what a token takes in the cache of all layers"),
         Metric("ppl_ratio", "number", "ledger", "perplexity over that of the imported model"),
         Metric("kl_mean", "number", "ledger", "mean KL to the imported model, nats"),
+        Metric("kl_p99", "number", "ledger", "99th percentile of the KL over positions, nats"),
         Metric("top1_agree", "share", "ledger", "positions where both find the same token likeliest"),
         Metric("ttft", "seconds", "bench", "time to first token, mean over the batch"),
         Metric("tpot", "seconds", "bench", "time per output token after the first"),

@@ -1,4 +1,4 @@
-"""Finds the figures that gates bound: in the artifact's own files, and in a bench of it."""
+"""Finds the figures that gates bound: in the artifact's own files, and in what was measured of it."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -14,6 +14,7 @@ from tokc.cost.spread import Spread
 from tokc.errors import TokcError, UnknownOption
 from tokc.report.collect import bench_path, manifest_sha256, other_build
 from tokc.report.model import DISTURBED_SHARE
+from tokc.report.quality import evaluation_of, gate_figures
 from tokc.runtime.artifact import Artifact, folder_bytes
 
 TOKENS = 1e6
@@ -25,10 +26,8 @@ POINTS: Mapping[str, Callable[[Point], Spread]] = {
 }
 MEASURED_BY = {
     "bench": "measure it: tokc bench {artifact}",
-    "ledger": "a build that checks its passes measures it: tokc build MODEL --check --out {artifact}",
-}
-NO_COMMAND = {
-    "ppl_ratio": "no command of this version measures it; every checked build has kl_mean and top1_agree"
+    "ledger": "measure it: tokc eval {artifact} --reference MODEL; "
+    "of few tokens a checked build has it: tokc build MODEL --check",
 }
 
 
@@ -42,10 +41,14 @@ class Pricing:
 
 @dataclass(frozen=True)
 class Figures:
-    """All that is known of an artifact; `bench` is None where it was not measured."""
+    """All that is known of an artifact; `bench` is None where it was not measured.
+
+    `evaluated` is what `tokc eval` found of many tokens, `ledger` what the build's check found of few.
+    """
 
     artifact: Path
     counted: Mapping[str, float]
+    evaluated: Mapping[str, Found]
     ledger: Mapping[str, float]
     bench: Bench | None
     pricing: Pricing
@@ -66,9 +69,11 @@ class Figures:
         source = METRICS[gate.metric].source
         if source == "bench":
             return self._measured(gate)
+        if gate.metric in self.evaluated:
+            return (self.evaluated[gate.metric],)
         known = self.counted if source == "artifact" else self.ledger
         if gate.metric not in known:
-            raise self._missing(gate, "the artifact's ledger (quality.json) does not hold it")
+            raise self._missing(gate, "neither an evaluation of this build nor its ledger holds it")
         return (Found(known[gate.metric]),)
 
     def _measured(self, gate: Gate) -> tuple[Found, ...]:
@@ -113,7 +118,7 @@ class Figures:
         return TokcError(
             f"'{gate.metric}' was not measured: {why}",
             where=f"gate '{gate.text}'",
-            hint=NO_COMMAND.get(gate.metric, f"{command}{options}"),
+            hint=f"{command}{options}",
         )
 
 
@@ -128,7 +133,8 @@ def figures_of(path: Path, pricing: Pricing, bench: Path | None = None) -> Figur
         "weight_bytes": float(manifest.weight_bytes),
         "kv_bytes_per_token": manifest.kv.bytes_per_token,
     }
-    return Figures(path, counted, final_quality(path), bench_of(path, bench), pricing)
+    evaluated = gate_figures(evaluation_of(path))
+    return Figures(path, counted, evaluated, final_quality(path), bench_of(path, bench), pricing)
 
 
 def judge_all(gates: tuple[Gate, ...], figures: Figures) -> tuple[Judged, ...]:

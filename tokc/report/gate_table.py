@@ -13,7 +13,7 @@ MARKS = {"met": "✅ met", "not met": "❌ not met", "inconclusive": "❔ inconc
 COLUMNS = ("gate", "batch", "found", "95 % interval", "limit", "beyond the limit by", "verdict")
 MORE = (
     "Inconclusive: the interval of the repetitions is on both sides of the limit; "
-    "more repetitions (`tokc bench --repetitions 10`, `tokc diff --rounds 20`) narrow it."
+    "more (`tokc bench --repetitions 10`, `tokc diff --rounds 20`, `tokc eval --tokens 20000`) narrow it."
 )
 
 

@@ -34,7 +34,8 @@ def gate_figures(evaluation: Evaluation | None) -> dict[str, Found]:
         return {}
     found, windows = evaluation.divergence, evaluation.tokens.windows
     figures = {"ppl_ratio": found.ppl_ratio, "kl_mean": found.kl_mean, "top1_agree": found.top1_agree}
-    return {name: Found(one.figure, _interval(one), repetitions=windows) for name, one in figures.items()}
+    gated = {name: Found(one.figure, _interval(one), repetitions=windows) for name, one in figures.items()}
+    return {**gated, "kl_p99": Found(found.kl_p99, repetitions=windows)}
 
 
 def rows(evaluation: Evaluation) -> Iterator[tuple[str, str, str]]:
