@@ -145,7 +145,10 @@ class Core:
         return {sequence: found[sequence][:count] for sequence, count in room_of.items() if count}
 
     def _time(self, chunks: Items[Chunk], drafts: Mapping[Sequence, list[int]], seconds: float) -> None:
-        """Learn from a step of decoding alone what a token more costs."""
+        """Count a step's time; learn from one of decoding alone what a token more costs."""
+        prefill = sum(c.count for c in chunks if c.count > 1 or not c.sequence.output_length)
+        decode = sum(c.count for c in chunks) - prefill
+        self.counters.busy(seconds, prefill=prefill, decode=decode)
         if self.speculation is not None and all(chunk.count == 1 for chunk in chunks):
             self.speculation.time.learn(len(chunks) + sum(map(len, drafts.values())), seconds)
 

@@ -32,16 +32,32 @@ class Histogram:
 
 @dataclass
 class Counters:
-    """Totals since the engine was opened; `finished` by reason (stop, length, abort)."""
+    """Totals since the engine was opened; `finished` by reason (stop, length, abort).
+
+    `prefill_s` and `decode_s` are the seconds of steps: one that holds both reads prompts for what it takes
+    longer than a step of decoding alone took lately.
+    """
 
     steps: int = 0
     computed_tokens: int = 0
     prompt_tokens: int = 0
     cached_tokens: int = 0
     output_tokens: int = 0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
     finished: dict[str, int] = field(default_factory=lambda: {"stop": 0, "length": 0, "abort": 0})
     ttft_s: Histogram = field(default_factory=lambda: Histogram(TTFT_BOUNDS_S))
     tpot_s: Histogram = field(default_factory=lambda: Histogram(TPOT_BOUNDS_S))
+    _decode_s: float | None = None
+
+    def busy(self, seconds: float, *, prefill: int, decode: int) -> None:
+        """Count the time of a step that computed so many tokens of prompts and of answers."""
+        if not prefill:
+            self._decode_s = seconds if self._decode_s is None else 0.9 * self._decode_s + 0.1 * seconds
+        alone_s = seconds * decode / (prefill + decode) if self._decode_s is None else self._decode_s
+        decode_s = seconds if not prefill else min(alone_s, seconds) if decode else 0.0
+        self.decode_s += decode_s
+        self.prefill_s += seconds - decode_s
 
     def finish(self, sequence: Sequence) -> None:
         """Count a sequence that ended."""

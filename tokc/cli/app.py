@@ -17,6 +17,7 @@ from tokc.cli import (
     export,
     inspect,
     key,
+    load_test,
     opt,
     passes,
     report,
@@ -43,6 +44,7 @@ app.command()(run.run)
 app.command()(serve.serve)
 app.command()(key.key)
 app.command()(bench.bench)
+app.command()(load_test.load_test)
 app.command()(eval.eval)
 app.command()(report.report)
 app.command()(check.check)

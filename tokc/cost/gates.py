@@ -11,9 +11,11 @@ from typing import Literal
 
 from tokc.cost.intervals import Interval
 from tokc.cost.quantities import Kind, parse_amount
+from tokc.cost.serving.slo import METRICS as SLO_METRICS
+from tokc.cost.serving.slo import PERCENTILES
 from tokc.errors import TokcError, UnknownOption
 
-Source = Literal["artifact", "ledger", "bench"]
+Source = Literal["artifact", "ledger", "bench", "load"]
 Verdict = Literal["met", "not met", "inconclusive"]
 Compare = Literal["<=", ">=", "<", ">"]
 
@@ -59,9 +61,18 @@ METRICS: Mapping[str, Metric] = {
         Metric("cost_per_mtok", "usd", "bench", "1M output tokens at the price and utilization given"),
         Metric("peak_rss", "bytes", "bench", "the most memory that the process held"),
         Metric("load_s", "seconds", "bench", "from start to ready"),
+        Metric("goodput", "rate", "load", "requests a second that keep the load test's objectives"),
+        *(
+            Metric(f"{metric}_p{percentile}", "seconds", "load", f"{summary}, under load")
+            for metric, summary in SLO_METRICS.items()
+            for percentile in PERCENTILES
+        ),
     )
 }
-BATCHED = frozenset({"ttft", "tpot", "tokens_per_s", "prefill_tokens_per_s", "cost_per_mtok"})
+# Figures of one batch size, or of one number of clients at once.
+BATCHED = frozenset({"ttft", "tpot", "tokens_per_s", "prefill_tokens_per_s", "cost_per_mtok"}) | {
+    name for name, metric in METRICS.items() if metric.source == "load"
+}
 
 
 @dataclass(frozen=True)
@@ -76,8 +87,8 @@ class Gate:
 
     @property
     def measured(self) -> bool:
-        """Return whether it needs a bench."""
-        return METRICS[self.metric].source == "bench"
+        """Return whether it needs a measurement."""
+        return METRICS[self.metric].source in {"bench", "load"}
 
 
 @dataclass(frozen=True)

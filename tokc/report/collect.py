@@ -33,6 +33,11 @@ def bench_path(artifact: Path) -> Path:
     return artifact.with_name(f"{artifact.name.removesuffix('.tokc')}.bench.json")
 
 
+def load_path(artifact: Path) -> Path:
+    """Return where `tokc load-test` writes by default."""
+    return artifact.with_name(f"{artifact.name.removesuffix('.tokc')}.load.json")
+
+
 def manifest_sha256(artifact: Path) -> str:
     """Return the hash that stands for the whole artifact."""
     return hashlib.sha256((artifact / "manifest.json").read_bytes()).hexdigest()

@@ -10,9 +10,10 @@ from tokc.cost.gates import METRICS, Found, Gate, Judged, judge
 from tokc.cost.intervals import Interval
 from tokc.cost.measure import Bench, Point
 from tokc.cost.prices import Price, usd_per_token
+from tokc.cost.serving.record import ServingBench, ServingPoint
 from tokc.cost.spread import Spread
 from tokc.errors import TokcError, UnknownOption
-from tokc.report.collect import bench_path, manifest_sha256, other_build
+from tokc.report.collect import bench_path, load_path, manifest_sha256, other_build
 from tokc.report.model import DISTURBED_SHARE
 from tokc.report.quality import evaluation_of, gate_figures
 from tokc.runtime.artifact import Artifact, folder_bytes
@@ -26,6 +27,7 @@ POINTS: Mapping[str, Callable[[Point], Spread]] = {
 }
 MEASURED_BY = {
     "bench": "measure it: tokc bench {artifact}",
+    "load": "measure it: tokc load-test {artifact}",
     "ledger": "measure it: tokc eval {artifact} --reference MODEL; "
     "of few tokens a checked build has it: tokc build MODEL --check",
 }
@@ -67,6 +69,8 @@ class Figures:
         Raises: TokcError naming the command that measures it; UnknownOption if a cost has no price.
         """
         source = METRICS[gate.metric].source
+        if source == "load":
+            return self._under_load(gate)
         if source == "bench":
             return self._measured(gate)
         if gate.metric in self.evaluated:
@@ -89,6 +93,28 @@ class Figures:
                 gate, f"the bench has batch {batches}, not {gate.batch}", f" --batch {gate.batch}"
             )
         return tuple(self._at(gate, point) for point in points)
+
+    def _under_load(self, gate: Gate) -> tuple[Found, ...]:
+        path = load_path(self.artifact)
+        load = records.read(ServingBench, path) if path.exists() else None
+        if load is None or load.manifest_sha256 != manifest_sha256(self.artifact):
+            raise self._missing(gate, f"there is no load test of this build at '{path}'")
+        points = [point for point in load.points if gate.batch in {None, point.concurrency}]
+        if not points:
+            loads = ", ".join(point.arrival for point in load.points)
+            option = f" --concurrency {gate.batch}"
+            raise self._missing(gate, f"the load test has {loads}, not {gate.batch} at once", option)
+        return tuple(self._loaded(gate, point) for point in points)
+
+    def _loaded(self, gate: Gate, point: ServingPoint) -> Found:
+        metric, _, percentile = gate.metric.partition("_p")
+        if percentile:
+            spread = getattr(point, metric).percentile(int(percentile))
+        elif point.goodput_per_s is None:
+            raise self._missing(gate, "the load test had no objectives", " --slo ttft_p99=500ms")
+        else:
+            spread = point.goodput_per_s
+        return Found(spread.mean or 0.0, spread.interval(), point.concurrency or 0, spread.repetitions)
 
     def _at(self, gate: Gate, point: Point) -> Found:
         if gate.metric in POINTS:
