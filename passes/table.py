@@ -10,6 +10,7 @@ from tokc.passes.fuse_linear import FuseLinear
 from tokc.passes.fuse_qkv import FuseQkv
 from tokc.passes.kv_layout import KvLayout
 from tokc.passes.quantize_weights import QuantizeWeights
+from tokc.passes.rotate_residual import RotateResidual
 
 PASSES: tuple[type[Pass], ...] = (
     EliminateDeadCode,
@@ -21,4 +22,5 @@ PASSES: tuple[type[Pass], ...] = (
     FuseQkv,
     KvLayout,
     QuantizeWeights,
+    RotateResidual,
 )

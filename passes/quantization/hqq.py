@@ -86,7 +86,7 @@ class HalfQuadratic:
             best = np.where(size < least, stretch, best)
             least = np.minimum(size, least)
             stretch = divided((q * (x - self._shrunk(error, turn))).sum(axis=0), (q * q).sum(axis=0))
-        return best
+        return np.asarray(best, np.float32)
 
     def _size(self, error: F32) -> F32:
         size: F32 = (np.abs(error) ** np.float32(self.norm)).sum(axis=0)
@@ -97,7 +97,8 @@ class HalfQuadratic:
         size = np.abs(error)
         beta = np.float32(self.beta * self.kappa**turn)
         less = size - divided(size ** np.float32(self.norm), size) / beta
-        return np.copysign(np.maximum(less, 0), error)
+        shrunk: F32 = np.copysign(np.maximum(less, 0), error)
+        return shrunk
 
 
 def _half(values: F32) -> F16:

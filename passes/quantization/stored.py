@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from tokc.ir.rewrite import made_by
 from tokc.passes.quantization.grid import F32, FP16_MAX, Grid
 from tokc.passes.quantization.pack import Packed, grid_of
 
@@ -64,6 +65,22 @@ class Stored:
         values = per_block.numpy().astype(np.float32)
         spread: F32 = np.repeat(values, self.block_size, axis=1)[:, :columns]
         return spread
+
+
+def stored_weight(value: ir.Value) -> Stored | None:
+    """Return a weight that the model came with on a grid, None if `value` is no such weight."""
+    node = made_by(value, "BlockDequantize", "tokc")
+    if node is None:
+        return None
+    codes, scale, *rest = [None if operand is None else operand.const_value for operand in node.inputs]
+    assert codes is not None, "BlockDequantize lacks its codes"
+    assert scale is not None, "BlockDequantize lacks its scale"
+    return Stored(
+        Packed(codes, scale, rest[0] if rest else None),
+        zero_point=node.attributes.get_int("zero_point", 0),
+        block_size=node.attributes.get_int("block_size", 32),
+        bits=node.attributes.get_int("bits", 0),
+    )
 
 
 def _same(codes: Values) -> Values:

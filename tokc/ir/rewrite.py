@@ -49,6 +49,13 @@ Rule = Callable[[ir.Node], Answer]
 _remarks: ContextVar[list[Missed] | None] = ContextVar("remarks", default=None)
 
 
+def remark(missed: Missed) -> None:
+    """Give a reason to whoever collects remarks."""
+    collected = _remarks.get()
+    if collected is not None:
+        collected.append(missed)
+
+
 @contextmanager
 def collect_remarks() -> Iterator[list[Missed]]:
     """Collect why passes that run inside left candidates alone."""
@@ -73,9 +80,7 @@ def rewrite(program: Program, rule: Rule) -> Program:
             _apply(graph, node, answer)
             fired = True
         elif isinstance(answer, Missed):
-            collected = _remarks.get()
-            if collected is not None:
-                collected.append(answer)
+            remark(answer)
     if not fired:
         return program
     annotate_shapes(graph)
