@@ -2,13 +2,14 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from tokc.errors import ImportRefused
 from tokc.importers.architecture import architecture_of
 from tokc.importers.checkpoint import Checkpoint, Weight, plain_weights, read_json, safetensors_arrays
 from tokc.importers.decoder import EMBEDDING, HEAD, decoder_program
-from tokc.importers.families import family_of
+from tokc.importers.families import Family, family_of
 from tokc.importers.lora import adapter_hashes, merge_adapters
 from tokc.importers.quantized import empty_biases, quantized_weights
 from tokc.importers.tokenizer import folder_texts
@@ -43,7 +44,15 @@ def load_folder(path: Path, context: int | None = None, lora: Sequence[Path] = (
     architecture = architecture_of(family, config, context, str(path / CONFIG))
     weights = merge_adapters(_text_only(weights), lora, _text_name)
     checkpoint = Checkpoint(str(path), weights, spare)
-    return decoder_program(architecture, checkpoint, _assets(path, generation, lora))
+    assets = replace(_assets(path, generation, lora), source_config=decoder_config(config, family))
+    return decoder_program(architecture, checkpoint, assets)
+
+
+def decoder_config(config: dict[str, object], family: Family) -> dict[str, object]:
+    """Return the configuration of the decoder alone: of text, unquantized, under the family's own names."""
+    dropped = {"quantization_config", "text_config", "vision_config", "audio_config", "torch_dtype", "dtype"}
+    kept = {key: value for key, value in config.items() if key not in dropped}
+    return {**kept, "architectures": [family.architectures[0]], "model_type": family.model_types[0]}
 
 
 def _weights(path: Path, config: dict[str, object]) -> tuple[dict[str, Weight], frozenset[str]]:

@@ -15,6 +15,7 @@ from tokc.importers.families import (
     GGUF_LAYER_TENSORS,
     GGUF_SANDWICH_TENSORS,
     GGUF_TENSORS,
+    Config,
     Family,
     gguf_family,
 )
@@ -22,6 +23,7 @@ from tokc.importers.gguf_file import GgufFile, Rows, Tensor
 from tokc.importers.gguf_tokenizer import gguf_texts
 from tokc.importers.lora import adapter_hashes, merge_adapters
 from tokc.importers.rope import Rope
+from tokc.importers.rope_divisors import scaling_of
 from tokc.ir.program import Assets, Program
 from tokc.model_files import sha256
 
@@ -40,14 +42,24 @@ def load_gguf(path: Path, context: int | None = None, lora: Sequence[Path] = ())
     file = GgufFile.open(path)
     name = str(file.metadata.get("general.architecture", ""))
     family = gguf_family(name, str(path))
-    config = _config(file, name, family)
+    config = gguf_config(file, name, family)
     architecture = replace(architecture_of(family, config, context, str(path)), norm_offset=0.0)
     architecture = _with_divisors(architecture, file)
     checkpoint = Checkpoint(str(path), merge_adapters(_weights(file, architecture), lora))
-    return decoder_program(architecture, checkpoint, _assets(file, lora))
+    assets = replace(_assets(file, lora), source_config=_source_config(config, family, architecture))
+    return decoder_program(architecture, checkpoint, assets)
 
 
-def _config(file: GgufFile, name: str, family: Family) -> dict[str, object]:
+def _source_config(config: Config, family: Family, architecture: Architecture) -> dict[str, object]:
+    """Return the configuration as a Hugging Face folder states it, with Llama 3's scaling found again."""
+    stated = {key: value for key, value in config.items() if value is not None}
+    divisors = architecture.rope.divisors
+    if divisors is not None:
+        stated["rope_scaling"] = scaling_of(divisors, architecture.rope.theta)
+    return {**stated, "architectures": [family.architectures[0]], "model_type": family.model_types[0]}
+
+
+def gguf_config(file: GgufFile, name: str, family: Family) -> dict[str, object]:
     """Return the Hugging Face configuration that the metadata stand for."""
     metadata = file.metadata
     config: dict[str, object] = {

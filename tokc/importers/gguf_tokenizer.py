@@ -123,7 +123,15 @@ def _byte_level(file: GgufFile, tokens: list[str]) -> tuple[Tokenizer, bool]:
     split = SPLITS[pre]
     merges = [cast("tuple[str, str]", tuple(merge.split(" ", 1))) for merge in _list(file.metadata, "merges")]
     vocabulary = {token: index for index, token in enumerate(tokens)}
-    tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=split.whole_words))
+    tokenizer = splitter(split)
+    tokenizer.model = models.BPE(vocabulary, merges, ignore_merges=split.whole_words)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer, split.begins
+
+
+def splitter(split: Split) -> Tokenizer:
+    """Return a tokenizer that cuts text and has no vocabulary yet."""
+    tokenizer = Tokenizer(models.BPE())
     digits = [pre_tokenizers.Digits(individual_digits=True)] if split.single_digits else []
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -134,17 +142,15 @@ def _byte_level(file: GgufFile, tokens: list[str]) -> tuple[Tokenizer, bool]:
     )
     if split.composed:
         tokenizer.normalizer = normalizers.NFC()
-    tokenizer.decoder = decoders.ByteLevel()
-    return tokenizer, split.begins
+    return tokenizer
 
 
 def _sentencepiece(file: GgufFile, tokens: list[str]) -> tuple[Tokenizer, bool]:
     scores = _list(file.metadata, "scores")
     tokenizer = _pieces(tokens, {token: float(score) for token, score in zip(tokens, scores, strict=True)})
     prefixed = bool(file.metadata.get(f"{PREFIX}add_space_prefix", True))
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(
-        replacement=SPACE, prepend_scheme="first" if prefixed else "never", split=False
-    )
+    spaces = normalizers.Replace(" ", SPACE)
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), spaces]) if prefixed else spaces
     steps = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     tokenizer.decoder = decoders.Sequence([*steps, *([decoders.Strip(" ", 1, 0)] if prefixed else [])])
     return tokenizer, True

@@ -1,0 +1,65 @@
+"""From a model's files, through passes, to another program's files."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokc.errors import UnknownOption
+from tokc.exporters.gguf import write_gguf
+from tokc.exporters.hugging_face import write_folder
+from tokc.exporters.weights import Model
+from tokc.importers import import_model
+from tokc.importers.mapping import release_pages
+from tokc.pipeline import Pipeline
+
+DTYPES = {"gguf": ("int4", "int8", "f16", "f32"), "hf": ("int4", "int8", "bf16", "f16", "f32")}
+QUANTIZED = {
+    "int4": "fuse-linear,quantize-weights{bits=4 head_bits=8}",
+    "int8": "fuse-linear,quantize-weights{bits=8 head_bits=8}",
+}
+PLAIN = "f16"  # of what no pass has quantized
+
+
+@dataclass(frozen=True)
+class Export:
+    """What to write: a model as `to` (gguf or hf), its weights of `dtype` or as `passes` make them."""
+
+    model: Path
+    to: str
+    dtype: str
+    passes: str | None = None
+    lora: tuple[Path, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse a type that the format does not have."""
+        if self.dtype not in DTYPES[self.to]:
+            known = ", ".join(DTYPES[self.to])
+            raise UnknownOption(f"unknown dtype '{self.dtype}' of {self.to}; choose from {known}")
+
+    @property
+    def pipeline(self) -> str:
+        """Return the passes that run, none for plain weights."""
+        return self.passes or QUANTIZED.get(self.dtype, "")
+
+    def write(self, out: Path, progress: Callable[[str], None] = lambda _: None) -> list[Path]:
+        """Write `out`, a file or a folder, and return the files.
+
+        Raises: TokcError of the stage that refused; nothing half-written is left.
+        """
+
+        def say(what: str) -> None:
+            release_pages()
+            progress(what)
+
+        say(f"import {self.model}")
+        program = import_model(self.model, lora=self.lora)
+        if self.pipeline:
+            program = Pipeline.parse(self.pipeline).run(program)
+        model = Model.of(program)
+        model = model if self.pipeline else model.dequantized()
+        plain = PLAIN if self.dtype in QUANTIZED else self.dtype
+        if self.to == "gguf":
+            write_gguf(out, model, plain, say)
+            return [out]
+        names = write_folder(out, model, plain, packed=bool(self.pipeline), progress=say)
+        return [out / name for name in names]

@@ -1,0 +1,111 @@
+"""The weights of a program under the names that Hugging Face gives them, whatever passes have run."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from tokc.errors import TokcError
+from tokc.importers.checkpoint import Dense, Grid, Weight, dequantized, lazy, static
+from tokc.ir.program import Assets, ModelConfig, Program
+
+CODES, SCALE, OFFSET = ".q", ".scale", ".offset"
+LAYERS = ("model.", "lm_head.")
+
+
+@dataclass(frozen=True)
+class Model:
+    """Hold what is exported: weights by their Hugging Face names, sizes, and texts."""
+
+    weights: Mapping[str, Weight]
+    config: ModelConfig
+    assets: Assets
+
+    @classmethod
+    def of(cls, program: Program) -> "Model":
+        """Return a program's; weights that a pass stacked are cut apart again.
+
+        Raises: TokcError if the program does not tell how it was imported.
+        """
+        if not program.assets.source_config:
+            raise TokcError("the program lacks the configuration that it was imported by")
+        weights = {
+            name: weight for stacked in _stored(program) for name, weight in apart(*stacked, program.config)
+        }
+        if program.config.tied_embedding:
+            weights = {name: weight for name, weight in weights.items() if not name.startswith("lm_head.")}
+        return cls(weights, program.config, program.assets)
+
+    def dequantized(self) -> "Model":
+        """Return it with every weight on a grid in f32."""
+        weights = {name: _plain(weight) for name, weight in self.weights.items()}
+        return Model(weights, self.config, self.assets)
+
+
+def _plain(weight: Weight) -> Dense:
+    if isinstance(weight, Dense):
+        return weight
+    return Dense(lazy(lambda: dequantized(weight), ir.DataType.FLOAT, weight.shape))
+
+
+def _stored(program: Program) -> Iterator[tuple[str, Weight]]:
+    tensors = {name: value for name, value in program.graph.initializers.items() if name.startswith(LAYERS)}
+    for name, value in tensors.items():
+        weight, suffix = name.rpartition(".")[::2]
+        if f".{suffix}" in {SCALE, OFFSET} and f"{weight}{CODES}" in tensors:
+            continue
+        if f".{suffix}" == CODES and f"{weight}{SCALE}" in tensors:
+            yield weight, _grid(weight, value, tensors)
+        else:
+            yield name, Dense(_constant(value))
+
+
+def _grid(name: str, codes: ir.Value, tensors: Mapping[str, ir.Value]) -> Grid:
+    reader = next(iter(codes.uses())).node
+    offset = tensors.get(f"{name}{OFFSET}")
+    return Grid(
+        q=_constant(codes),
+        scale=_constant(tensors[f"{name}{SCALE}"]),
+        offset=None if offset is None else _constant(offset),
+        zero_point=reader.attributes.get_int("zero_point", 0),
+        block_size=reader.attributes.get_int("block_size", 32),
+    )
+
+
+def _constant(value: ir.Value) -> ir.TensorProtocol:
+    assert value.const_value is not None, f"'{value.name}' is no constant"
+    return value.const_value
+
+
+def apart(name: str, weight: Weight, config: ModelConfig) -> Iterator[tuple[str, Weight]]:
+    """Yield a weight under its name, or the parts of which a pass stacked it by rows under theirs."""
+    q, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
+    stacked = {
+        ".qkv_proj.": ((".q_proj.", q), (".k_proj.", kv), (".v_proj.", kv)),
+        ".gate_up_proj.": ((".gate_proj.", config.intermediate), (".up_proj.", config.intermediate)),
+    }
+    for whole, parts in stacked.items():
+        if whole in name and weight.shape[0] == sum(rows for _, rows in parts):
+            first = 0
+            for part, rows in parts:
+                yield name.replace(whole, part), _rows(weight, slice(first, first + rows))
+                first += rows
+            return
+    yield name, weight
+
+
+def _rows(weight: Weight, rows: slice) -> Weight:
+    if isinstance(weight, Dense):
+        return Dense(_cut(weight.tensor, rows))
+    offset = None if weight.offset is None else _cut(weight.offset, rows)
+    return Grid(_cut(weight.q, rows), _cut(weight.scale, rows), offset, weight.zero_point, weight.block_size)
+
+
+def _cut(tensor: ir.TensorProtocol, rows: slice) -> ir.LazyTensor:
+    shape = (rows.stop - rows.start, *static(tensor)[1:])
+
+    def cut() -> ir.TensorProtocol:
+        return ir.Tensor(np.ascontiguousarray(tensor.numpy()[rows]), dtype=tensor.dtype)
+
+    return ir.LazyTensor(cut, dtype=tensor.dtype, shape=ir.Shape(shape))
