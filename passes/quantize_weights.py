@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from threading import Lock
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -12,24 +12,14 @@ from tokc.errors import PassFailed
 from tokc.ir.ops import make_node
 from tokc.ir.program import Program
 from tokc.ir.rewrite import drop, initializer, made_by
-from tokc.passes.quantization.grid import F32, NARROW, WIDE, Grid, NotFinite, Quantized
+from tokc.passes.quantization.grid import NARROW, WIDE, Grid, NotFinite
+from tokc.passes.quantization.methods import METHODS, Method, MethodName
 from tokc.passes.quantization.pack import Packed, pack
-from tokc.passes.quantization.rtn import RoundToNearest
 from tokc.passes.quantization.stored import Stored
 
 PLAIN = 32  # bits of a weight that is left alone
 MATRIX = 2  # dimensions of a weight
 MAX_KL: Mapping[int, float] = {2: 16.0, 3: 4.0, 4: 1.0, WIDE: 0.1, PLAIN: 0.1}  # nats, by bits
-
-
-class Method(Protocol):
-    """Quantize one weight; every file of `passes/quantization` that is a method has a class like this."""
-
-    def quantize(self, w: F32, grid: Grid) -> Quantized:
-        """Return the codes and scales of `w`, f32 [out, in]."""
-
-
-METHODS: Mapping[str, Method] = {"rtn": RoundToNearest()}
 
 
 @dataclass(frozen=True)
@@ -55,7 +45,7 @@ class QuantizeWeights:
 
     bits: Literal[2, 3, 4, 8] = 4
     group: int = 32
-    method: Literal["rtn"] = "rtn"
+    method: MethodName = "rtn"
     symmetric: bool = True
     head_bits: Literal[2, 3, 4, 8, 32] = 8
     act_group: int = 32
