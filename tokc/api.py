@@ -48,16 +48,23 @@ def load(
     threads: int | None = None,
     kv_bytes: int | None = None,
     speculate: str | None = None,
+    require_signature: str | Path | None = None,
 ) -> "Engine":
     """Load an artifact; `threads` None takes every usable core, `kv_bytes` None a size that fits the machine.
 
-    `speculate` "ngram" drafts tokens from the text so far; the answers are the same.
+    `speculate` "ngram" drafts tokens from the text so far; the answers are the same. Nothing is run
+    unless the owner of the public key `require_signature` (a PEM file) signed the artifact.
     Raises: ArtifactRefused.
     """
     from tokc.runtime.artifact import Artifact
     from tokc.runtime.quick_import import quick_imports
 
-    artifact = Artifact.open(path, verify=False).begin()  # reads and checks while the rest is imported
+    artifact = Artifact.open(path, verify=False)
+    if require_signature is not None:
+        from tokc.runtime.signature import require_signature as check
+
+        check(artifact, Path(require_signature))
+    artifact.begin()  # reads and checks while the rest is imported
     with quick_imports():
         from tokc.runtime.engine import Engine
 

@@ -23,6 +23,7 @@ from tokc.cli import (
     report,
     run,
     serve,
+    sign,
     targets,
     verify,
 )
@@ -53,6 +54,8 @@ app.command()(compare.compare)
 app.command()(inspect.inspect)
 app.command()(export.export)
 app.command()(verify.verify)
+app.command()(sign.sign)
+app.command()(sign.verify_signature)
 app.command()(passes.passes)
 app.command()(targets.targets)
 app.command()(doctor.doctor)

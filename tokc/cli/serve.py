@@ -31,6 +31,7 @@ KvMb = Annotated[int | None, typer.Option(min=1, help="Megabytes for the cache."
 ApiKeys = Annotated[Path | None, _option("File of keys; `tokc key` makes a line.", SECURITY)]
 TlsCert = Annotated[Path | None, _option("Certificate chain, PEM.", SECURITY)]
 TlsKey = Annotated[Path | None, _option("The certificate's key, PEM.", SECURITY)]
+Signature = Annotated[Path | None, _option("Public key, PEM: serve only what its owner signed.", SECURITY)]
 AllowPublic = Annotated[bool, _option("Let other machines in without keys.", SECURITY)]
 MaxQueue = Annotated[int, _option("Answers that may wait; more get 429.", LIMITS, min=0)]
 MaxPrompt = Annotated[int | None, _option("Tokens; the context if not given.", LIMITS, min=1)]
@@ -53,6 +54,7 @@ def serve(
     tls_cert: TlsCert = None,
     tls_key: TlsKey = None,
     allow_public: AllowPublic = False,
+    require_signature: Signature = None,
     max_queue: MaxQueue = 256,
     max_prompt_tokens: MaxPrompt = None,
     max_body_mb: MaxBodyMb = 4.0,
@@ -79,7 +81,14 @@ def serve(
     ):
         typer.echo(f"warning: {warning}", err=True)
     kv_bytes = None if kv_mb is None else kv_mb * 1_000_000
-    load = partial(tokc.load, artifact, threads=threads, kv_bytes=kv_bytes, speculate=speculate)
+    load = partial(
+        tokc.load,
+        artifact,
+        threads=threads,
+        kv_bytes=kv_bytes,
+        speculate=speculate,
+        require_signature=require_signature,
+    )
     raise typer.Exit(_serve(load, settings, (host, port), tls, keys, (usage_log, audit_log)))
 
 
