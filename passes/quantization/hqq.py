@@ -6,13 +6,15 @@ explain, ``E = shrink(W - decoded)``, then the zero point is the mean that expla
 the penalty beta grows by kappa. Their zero point is an f16 number, our offset is ``-zero * scale``.
 
 Two things differ here. Errors are measured in steps of the grid, not in the weight's own unit, so that
-beta means the same for a layer of large weights and one of small. And every group keeps its best turn by the
-lp norm, the first of which is rtn's, where theirs stops all groups together.
+beta means the same for a layer of large weights and one of small. And every group keeps its own best turn by
+the lp norm, the first of which is rtn's, and stops when `PATIENCE` more were no better, where theirs all stop
+together.
 
 A symmetric grid has no zero point to move. There the same splitting moves the scale, to
 ``sum(q * (W - E)) / sum(q * q)``: robust where rtn-mse is least squares.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -20,6 +22,10 @@ import numpy as np
 
 from tokc.passes.quantization.grid import F16, F32, FP16_MAX, Grid, Quantized
 from tokc.passes.quantization.group_search import divided, nearer, search_groups
+
+PATIENCE = 4  # turns
+Errors = Callable[[F32, F32], F32]  # what is left of x [group, groups] at a parameter of each group
+Moved = Callable[[F32, F32, F32, F32], F32]  # the next one by x, the last one, errors and their slack
 
 
 @dataclass(frozen=True)
@@ -64,41 +70,57 @@ class HalfQuadratic:
 
     def _shift(self, x: F32, shift: F32, grid: Grid) -> F32:
         """Return the offset in steps of ``x = code + offset``; x [group, groups], in steps."""
-        least, best = np.full_like(shift, np.inf), shift
-        for turn in range(self.turns):
-            q = np.clip(np.rint(x - shift), *grid.code_range)
-            error = x - q - shift
-            size = self._size(error)
-            best = np.where(size < least, shift, best)
-            least = np.minimum(size, least)
-            shift = (x - q - self._shrunk(error, turn)).mean(axis=0)
-        return best
+
+        def errors(x: F32, shift: F32) -> F32:
+            error: F32 = x - np.clip(np.rint(x - shift), *grid.code_range) - shift
+            return error
+
+        def moved(x: F32, shift: F32, error: F32, slack: F32) -> F32:
+            del x
+            mean: F32 = (shift + error - slack).mean(axis=0)
+            return mean
+
+        return self._least(x, shift, errors, moved)
 
     def _stretch(self, x: F32, grid: Grid) -> F32:
         """Return the scale, as a multiple of rtn's, of ``x = level * scale``; x [group, groups], in steps."""
         low, high = (code - grid.zero_point for code in grid.code_range)
-        stretch = np.ones_like(x[0])
-        least, best = np.full_like(stretch, np.inf), stretch
+
+        def levels(x: F32, stretch: F32) -> F32:
+            return np.clip(np.rint(divided(x, stretch)), low, high)
+
+        def errors(x: F32, stretch: F32) -> F32:
+            error: F32 = x - levels(x, stretch) * stretch
+            return error
+
+        def moved(x: F32, stretch: F32, error: F32, slack: F32) -> F32:
+            del error
+            q = levels(x, stretch)
+            return divided((q * (x - slack)).sum(axis=0), (q * q).sum(axis=0))
+
+        return self._least(x, np.ones_like(x[0]), errors, moved)
+
+    def _least(self, x: F32, start: F32, errors: Errors, moved: Moved) -> F32:
+        """Return each group's parameter of least error, moved until it no longer improves."""
+        best, least = start.copy(), np.full_like(start, np.inf)
+        active, parameter = np.arange(len(start)), start
+        last = np.zeros(len(start), np.int64)  # turn that was best
         for turn in range(self.turns):
-            q = np.clip(np.rint(divided(x, stretch)), low, high)
-            error = x - q * stretch
-            size = self._size(error)
-            best = np.where(size < least, stretch, best)
-            least = np.minimum(size, least)
-            stretch = divided((q * (x - self._shrunk(error, turn))).sum(axis=0), (q * q).sum(axis=0))
-        return np.asarray(best, np.float32)
-
-    def _size(self, error: F32) -> F32:
-        size: F32 = (np.abs(error) ** np.float32(self.norm)).sum(axis=0)
-        return size
-
-    def _shrunk(self, error: F32, turn: int) -> F32:
-        """Return the proximal point of the lp norm: errors lose ``|e| ** (p - 1) / beta``, small ones all."""
-        size = np.abs(error)
-        beta = np.float32(self.beta * self.kappa**turn)
-        less = size - divided(size ** np.float32(self.norm), size) / beta
-        shrunk: F32 = np.copysign(np.maximum(less, 0), error)
-        return shrunk
+            error = errors(x, parameter)
+            size = np.abs(error)
+            powers = size ** np.float32(self.norm)
+            total = powers.sum(axis=0)
+            better = total < least[active]
+            best[active[better]], least[active[better]] = parameter[better], total[better]
+            last[active[better]] = turn
+            kept = turn - last[active] < PATIENCE
+            active = active[kept]
+            if not active.size:
+                break
+            x, error, size, powers = (one[:, kept] for one in (x, error, size, powers))
+            slack = np.maximum(size - divided(powers, size) / np.float32(self.beta * self.kappa**turn), 0)
+            parameter = moved(x, parameter[kept], error, np.copysign(slack, error))
+        return best
 
 
 def _half(values: F32) -> F16:
