@@ -15,10 +15,10 @@ from tokc.ir.rewrite import drop, initializer, made_by
 from tokc.passes.quantization.grid import NARROW, WIDE, Grid, NotFinite
 from tokc.passes.quantization.methods import METHODS, Method, MethodName
 from tokc.passes.quantization.pack import Packed, pack
-from tokc.passes.quantization.stored import Stored
+from tokc.passes.quantization.stored import Stored, stored_weight
+from tokc.passes.quantization.weights import replace_node, weight_readers
 
 PLAIN = 32  # bits of a weight that is left alone
-MATRIX = 2  # dimensions of a weight
 MAX_KL: Mapping[int, float] = {2: 16.0, 3: 4.0, 4: 1.0, WIDE: 0.1, PLAIN: 0.1}  # nats, by bits
 
 
@@ -64,7 +64,7 @@ class QuantizeWeights:
 
     def run(self, program: Program) -> Program:
         copy = program.copy()
-        readers = _weight_readers(copy.graph)
+        readers = weight_readers(copy.graph)
         quantized = False
         for value, nodes in readers.items():
             head = any(node.op_type == "Gather" or node.outputs[0].is_graph_output() for node in nodes)
@@ -72,7 +72,7 @@ class QuantizeWeights:
             if weight is None:
                 continue
             for node in nodes:
-                _replace(node, self._node(node, weight))
+                replace_node(node, self._node(node, weight))
             drop(copy.graph, value)
             for made in weight.values():
                 if not made.is_initializer():
@@ -86,7 +86,7 @@ class QuantizeWeights:
     def _weight(self, value: ir.Value, *, head: bool) -> "_Weight | None":
         """Return the weight on its grid, or None where it stays as it is."""
         bits: int = self.head_bits if head else self.bits
-        stored = _stored(value)
+        stored = stored_weight(value)
         if stored is not None:
             kept = stored.grid(self.group)
             if kept is not None and not (self.requantize and kept.bits > bits):
@@ -179,41 +179,6 @@ class _Deferred:
             raise PassFailed(str(error), where=where, hint=hint) from error
 
 
-def _weight_readers(graph: ir.Graph) -> dict[ir.Value, list[ir.Node]]:
-    """Return every weight that a linear layer or an embedding reads, with the nodes that read it so."""
-    readers: dict[ir.Value, list[ir.Node]] = {}
-    for node in graph:
-        at = {("tokc", "Linear"): 1, ("", "Gather"): 0}.get((node.domain, node.op_type))
-        axis = node.attributes.get_int("axis", 0)
-        value = None if at is None or axis != 0 else node.inputs[at]
-        if value is not None and _is_weight(value):
-            readers.setdefault(value, []).append(node)
-    return readers
-
-
-def _is_weight(value: ir.Value) -> bool:
-    if made_by(value, "BlockDequantize", "tokc") is not None:
-        return True
-    tensor = value.const_value
-    return tensor is not None and tensor.dtype == ir.DataType.FLOAT and len(tensor.shape) == MATRIX
-
-
-def _stored(value: ir.Value) -> Stored | None:
-    """Return a weight that the model came with on a grid."""
-    node = made_by(value, "BlockDequantize", "tokc")
-    if node is None:
-        return None
-    codes, scale, *rest = [None if operand is None else _tensor(operand) for operand in node.inputs]
-    assert codes is not None, "BlockDequantize lacks its codes"
-    assert scale is not None, "BlockDequantize lacks its scale"
-    return Stored(
-        Packed(codes, scale, rest[0] if rest else None),
-        zero_point=node.attributes.get_int("zero_point", 0),
-        block_size=node.attributes.get_int("block_size", 32),
-        bits=node.attributes.get_int("bits", 0),
-    )
-
-
 def _kept(value: ir.Value, stored: Stored, grid: Grid) -> _Weight:
     """Return a stored weight as it is, or with its scales in fp16."""
     narrowed = stored.narrowed(str(value.name))
@@ -235,9 +200,3 @@ def _tensor(value: ir.Value) -> ir.TensorProtocol:
 
 def _made(tensor: ir.TensorProtocol) -> ir.Value:
     return initializer(tensor, str(tensor.name))
-
-
-def _replace(old: ir.Node, new: ir.Node) -> None:
-    """Put `new` in the place of `old`; its output takes over name, type and shape."""
-    assert old.graph is not None, "a node to replace is in a graph"
-    ir.convenience.replace_nodes_and_values(old.graph, old, [old], [new], old.outputs, new.outputs)

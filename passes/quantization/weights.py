@@ -1,0 +1,32 @@
+"""The weights of a graph: who reads them, and how nodes that read them otherwise take their place."""
+
+import onnx_ir as ir
+
+from tokc.ir.rewrite import made_by
+
+MATRIX = 2  # dimensions of a weight
+
+
+def weight_readers(graph: ir.Graph) -> dict[ir.Value, list[ir.Node]]:
+    """Return every weight that a linear layer or an embedding reads, with the nodes that read it so."""
+    readers: dict[ir.Value, list[ir.Node]] = {}
+    for node in graph:
+        at = {("tokc", "Linear"): 1, ("", "Gather"): 0}.get((node.domain, node.op_type))
+        axis = node.attributes.get_int("axis", 0)
+        value = None if at is None or axis != 0 else node.inputs[at]
+        if value is not None and _is_weight(value):
+            readers.setdefault(value, []).append(node)
+    return readers
+
+
+def _is_weight(value: ir.Value) -> bool:
+    if made_by(value, "BlockDequantize", "tokc") is not None:
+        return True
+    tensor = value.const_value
+    return tensor is not None and tensor.dtype == ir.DataType.FLOAT and len(tensor.shape) == MATRIX
+
+
+def replace_node(old: ir.Node, new: ir.Node) -> None:
+    """Put `new` in the place of `old`; its output takes over name, type and shape."""
+    assert old.graph is not None, "a node to replace is in a graph"
+    ir.convenience.replace_nodes_and_values(old.graph, old, [old], [new], old.outputs, new.outputs)
