@@ -8,13 +8,13 @@ import numpy.typing as npt
 import pytest
 
 from tests.passes.tiny import tiny_program
-from tokc import differential
 from tokc.errors import PassFailed
 from tokc.instruments import Instruments
 from tokc.ir.execute import Session
 from tokc.ir.program import Program
 from tokc.passes.kv_layout import KvLayout
 from tokc.pipeline import Pipeline
+from tokc.quality import compiled
 from tokc.runtime.executors.base import Batch
 
 
@@ -24,6 +24,7 @@ class _Executor:
     def __init__(self, program: Program, scale: float) -> None:
         self.session, self.scale = Session(program), scale
         self.page_size = program.kv.page if program.kv else 1
+        self.vocab_size = program.config.vocab
         self.caches: dict[str, npt.NDArray[np.generic]] = {}
         for value in program.graph.inputs[5:]:
             size = [size for size in value.shape or () if isinstance(size, int)]
@@ -43,9 +44,9 @@ class _Executor:
 def _lowered(monkeypatch: pytest.MonkeyPatch, scale: float) -> tuple[Instruments, Program]:
     instruments = Instruments()
     program = instruments.run(Pipeline((KvLayout(page=4, dtype="f32"),)), tiny_program())
-    executor = _Executor(program, scale)
-    monkeypatch.setattr(differential, "Artifact", SimpleNamespace(open=lambda *_, **__: None))
-    monkeypatch.setattr(differential, "executor_for", lambda _: executor)
+    artifact = SimpleNamespace(manifest=SimpleNamespace(limits=SimpleNamespace(max_rows=64)))
+    monkeypatch.setattr(compiled, "Artifact", SimpleNamespace(open=lambda *_, **__: artifact))
+    monkeypatch.setattr(compiled, "executor_for", lambda *_, **__: _Executor(program, scale))
     return instruments, program
 
 

@@ -147,10 +147,16 @@ def test_the_ledger_records_sizes_prices_and_answers() -> None:
     assert 0 < quantize.kl_mean < QuantizeWeights(bits=8).max_kl
     assert quantize.weight_bytes_after < quantize.weight_bytes_before / 3
     assert quantize.bytes_after < quantize.bytes_before
+    assert quantize.perplexity_before != quantize.perplexity_after == layout.perplexity_before
+    assert quantize.mean_abs_logit_diff is not None
+    assert quantize.max_abs_logit_diff is not None
+    assert 0 < quantize.mean_abs_logit_diff < quantize.max_abs_logit_diff
     assert layout.nodes_after < layout.nodes_before == quantize.nodes_after
     assert layout.pass_spec.startswith("kv-layout{page=4 ")
     assert instruments.final is not None
     assert instruments.final.top1_agree > 0.9
+    assert instruments.final.reference_perplexity == quantize.perplexity_before
+    assert instruments.final.ppl_ratio == pytest.approx(1, abs=0.05)
 
 
 def test_the_ledger_is_json_and_the_same_for_the_same_build() -> None:

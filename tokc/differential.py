@@ -1,13 +1,10 @@
 """The differential check: the program before and after each pass, run over the same tokens and compared."""
 
 import time
-from contextlib import closing
-from itertools import pairwise
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from tokc.errors import PassFailed
@@ -15,16 +12,13 @@ from tokc.ir.ops import OPS, attributes_of
 from tokc.ir.program import Program
 from tokc.passes.base import Pass
 from tokc.pipeline import Step, pass_text
-from tokc.quality.divergence import F32, Divergence, divergence, logits
-from tokc.runtime.artifact import Artifact
-from tokc.runtime.executors.base import Batch
-from tokc.runtime.executors.table import executor_for
+from tokc.quality.compiled import ArtifactRun
+from tokc.quality.divergence import F32, logits
+from tokc.quality.perplexity import I64, Comparison, compare
+from tokc.quality.text import evaluation_text
 
-PROMPT = (
-    "The capital of France is Paris. Water boils at 100 degrees. A compiler turns a program into another, "
-    "which means the same and runs faster."
-)
-PROMPT_SEQUENCES, PROMPT_TOKENS, PROMPT_CACHED_FROM = 2, 12, 11
+PROMPT_SEQUENCES, PROMPT_TOKENS = 2, 128  # 256 tokens take onnxruntime half a second a pass of SmolLM2
+CHARACTERS_A_TOKEN = 12  # more than any tokenizer makes of English on average
 EXACT_TOLERANCE = 1e-4  # of the largest logit: what another order of f32 sums may change
 LOSSY_MAX_KL = 1.0  # nats, where a pass that is not exact states no bound of its own
 LOWERED_MAX_KL = 1e-4  # nats: kernels have their own exp and their own order of sums
@@ -44,19 +38,21 @@ class Lossy(Protocol):
 class DifferentialCheck:
     """Run the program before and after each pass that changed something, and compare the answers.
 
-    Two short sequences are prefilled, then decoded over their cache; a batch program and a ragged one are fed
-    the same tokens. Each stage runs once: what one pass made is what the next one starts from. An exact pass
-    may differ by `EXACT_TOLERANCE` of the largest logit, a lossy one by the mean KL that it states.
+    Two sequences of the evaluation text are prefilled, and their last tokens decoded over the cache; a batch
+    program and a ragged one are fed the same tokens. Each stage runs once: what one pass made is what the
+    next one starts from. An exact pass may differ by `EXACT_TOLERANCE` of the largest logit, a lossy one by
+    the mean KL that it states.
     """
 
     def __init__(self, *, max_elements: int = 1 << 29) -> None:
         """Check programs of at most `max_elements` weights, which onnxruntime holds in f32."""
         self.max_elements = max_elements
-        self.measured: dict[int, Divergence] = {}
+        self.measured: dict[int, Comparison] = {}
         self.seconds: dict[int, float] = {}
         self.note: str | None = None
         self._first: F32 | None = None
         self._last: F32 | None = None
+        self._ids: I64 | None = None
 
     def after_pass(self, step: Step) -> None:
         """Compare the answers before and after the step.
@@ -67,16 +63,15 @@ class DifferentialCheck:
         if not step.changed or not self._fits(step.before):
             return
         start_s = time.perf_counter()
-        if self._last is None:
-            self._first = self._last = _answers(step.before)
-        answers = _answers(step.after)
-        measured = divergence(self._last, answers)
-        _hold(step, measured, float(np.abs(self._last).max()))
+        ids, last = self._begin(step.before)
+        answers = _answers(step.after, ids)
+        measured = compare(last, answers, ids)
+        _hold(step, measured, float(np.abs(last).max()))
         self._last = answers
         self.measured[step.number] = measured
         self.seconds[step.number] = time.perf_counter() - start_s
 
-    def after_lowering(self, artifact: Path, program: Program) -> Divergence | None:
+    def after_lowering(self, artifact: Path, program: Program) -> Comparison | None:
         """Run the artifact on this machine and compare it with `program`, which ran last; None if too large.
 
         Raises:
@@ -84,18 +79,24 @@ class DifferentialCheck:
         """
         if not self._fits(program):
             return None
-        if self._last is None:
-            self._first = self._last = _answers(program)
-        measured = divergence(self._last, lowered_answers(artifact, prompt(program)))
+        ids, last = self._begin(program)
+        measured = compare(last, lowered_answers(artifact, ids), ids)
         limit = ROUNDED_MAX_KL if _rounds(program) else LOWERED_MAX_KL
         _within("lowering", str(artifact), limit, measured.kl_mean, _KL)
         return measured
 
-    def final(self) -> Divergence | None:
+    def final(self) -> Comparison | None:
         """Return how far the last program's answers are from the first one's."""
-        if self._first is None or self._last is None:
+        if self._first is None or self._last is None or self._ids is None:
             return None
-        return divergence(self._first, self._last)
+        return compare(self._first, self._last, self._ids)
+
+    def _begin(self, program: Program) -> tuple[I64, F32]:
+        """Return the tokens and the answers of the program that ran last; the first time `program` runs."""
+        if self._ids is None or self._last is None:
+            self._ids = prompt(program)
+            self._first = self._last = _answers(program, self._ids)
+        return self._ids, self._last
 
     def _fits(self, program: Program) -> bool:
         tensors = (value.const_value for value in program.graph.initializers.values())
@@ -108,39 +109,35 @@ class DifferentialCheck:
         return False
 
 
-def lowered_answers(artifact: Path, token_ids: npt.NDArray[np.int64]) -> F32:
-    """Run an artifact's plan over token ids [sequences, tokens]: a prefill, then decoding over the cache."""
-    with closing(executor_for(Artifact.open(artifact, verify=False))) as executor:
-        sequences, tokens = token_ids.shape
-        blocks = -(-tokens // executor.page_size)
-        tables = np.arange(sequences * blocks, dtype=np.int32)[::-1].reshape(sequences, blocks)
-        parts = []
-        for start, end in pairwise([0, *range(PROMPT_CACHED_FROM, tokens + 1)]):
-            width = end - start
-            batch = Batch(
-                input_ids=token_ids[:, start:end].reshape(-1).astype(np.int32),
-                positions=np.tile(np.arange(start, end, dtype=np.int32), sequences),
-                sequences=np.repeat(np.arange(sequences, dtype=np.int32), width),
-                block_tables=np.ascontiguousarray(tables),
-                logit_rows=np.arange(sequences * width, dtype=np.int32),
-            )
-            parts.append(executor.step(batch).reshape(sequences, width, -1).copy())
-        return np.concatenate(parts, axis=1)
+def lowered_answers(artifact: Path, token_ids: I64) -> F32:
+    """Run an artifact's kernels over token ids [sequences, tokens]: a prefill, then a step over the cache."""
+    with ArtifactRun.open(artifact, verify=False) as run:
+        return run.logits(token_ids, cached_from=token_ids.shape[1] - 1)
 
 
-def _answers(program: Program) -> F32:
-    return logits(program, prompt(program), cached_from=PROMPT_CACHED_FROM)
+def _answers(program: Program, token_ids: I64) -> F32:
+    return logits(program, token_ids, cached_from=token_ids.shape[1] - 1)
 
 
-def prompt(program: Program) -> npt.NDArray[np.int64]:
-    """Return token ids [sequences, tokens] of a fixed text, or fixed ids where there is no tokenizer."""
-    config, wanted = program.config, PROMPT_SEQUENCES * PROMPT_TOKENS
-    ids: list[int] = []
-    if program.assets.tokenizer_json is not None:
-        ids = Tokenizer.from_str(program.assets.tokenizer_json).encode(PROMPT).ids
-    if len(ids) < wanted or max(ids) >= config.vocab:
-        ids = [7919 * (index + 1) % config.vocab for index in range(wanted)]
-    return np.array(ids[:wanted]).reshape(PROMPT_SEQUENCES, PROMPT_TOKENS)
+def prompt(program: Program) -> I64:
+    """Return token ids [sequences, tokens] of two places of the evaluation text.
+
+    Where there is no tokenizer, or it makes other tokens than the program reads, they are fixed ids.
+    """
+    length = min(PROMPT_TOKENS, program.config.context)
+    found = _read(program, length) if program.assets.tokenizer_json is not None else []
+    if all(len(ids) == length and max(ids) < program.config.vocab for ids in found) and found:
+        return np.array(found)
+    wanted = np.arange(1, PROMPT_SEQUENCES * length + 1)
+    return (7919 * wanted % program.config.vocab).reshape(PROMPT_SEQUENCES, length)
+
+
+def _read(program: Program, length: int) -> list[list[int]]:
+    """Return the tokens of evenly spread places of the evaluation text."""
+    tokenizer, text = Tokenizer.from_str(program.assets.tokenizer_json or ""), evaluation_text()
+    starts = [len(text) * index // PROMPT_SEQUENCES for index in range(PROMPT_SEQUENCES)]
+    places = [text[start : start + length * CHARACTERS_A_TOKEN] for start in starts]
+    return [tokenizer.encode(place, add_special_tokens=False).ids[:length] for place in places]
 
 
 def max_kl_of(pass_: Pass) -> float:
@@ -150,7 +147,7 @@ def max_kl_of(pass_: Pass) -> float:
     return pass_.max_kl if isinstance(pass_, Lossy) else LOSSY_MAX_KL
 
 
-def _hold(step: Step, measured: Divergence, largest_logit: float) -> None:
+def _hold(step: Step, measured: Comparison, largest_logit: float) -> None:
     """Raise if the answers moved by more than the pass allows."""
     what, where = f"pass {step.number} of {step.total}, {step.pass_.name},", pass_text(step.pass_)
     max_kl = max_kl_of(step.pass_) or (ROUNDED_MAX_KL if _rounds(step.before) else 0.0)
@@ -162,8 +159,8 @@ def _hold(step: Step, measured: Divergence, largest_logit: float) -> None:
 
 
 def _rounds(program: Program) -> bool:
-    """Return whether the program rounds activations or its cache to int8."""
-    if program.kv is not None and program.kv.dtype == "int8":
+    """Return whether the program rounds activations or its cache to integers."""
+    if program.kv is not None and program.kv.scaled:
         return True
     linears = (node for node in program.graph if node.op_type == "QuantLinear")
     return any(attributes_of(OPS["QuantLinear"], node)["act_group"] for node in linears)

@@ -15,7 +15,7 @@ from tokc.quality.compiled import ArtifactRun
 from tokc.quality.divergence import F64, Rows
 from tokc.quality.perplexity import I64, WINDOW, Answers, Scores, score
 from tokc.quality.text import evaluation_text, windows
-from tokc.report.collect import manifest_sha256
+from tokc.report.identity import manifest_sha256
 from tokc.runtime.artifact import MANIFEST, Artifact
 
 Progress = Callable[[str], object]

@@ -14,7 +14,7 @@ from tokc.ir.ops import program_cost
 from tokc.ir.program import Program
 from tokc.ir.verify import verify
 from tokc.pipeline import Observer, Pipeline, Step, pass_text
-from tokc.quality.divergence import Divergence
+from tokc.quality.perplexity import Comparison
 
 PRICED_CONTEXT = 512  # tokens in the cache of the decoded token that the ledger prices
 
@@ -24,7 +24,7 @@ class LedgerEntry:
     """Record what one pass did: its time, and the program's size, price and answers before and after.
 
     FLOPs and bytes are those of one decoded token of one sequence with `PRICED_CONTEXT` tokens in its cache.
-    Divergences are None where the pass changed nothing or the check is off.
+    Divergences and perplexities are None where the pass changed nothing or the check is off.
     """
 
     pass_spec: str
@@ -40,8 +40,11 @@ class LedgerEntry:
     bytes_after: float
     exact: bool
     max_abs_logit_diff: float | None = None
+    mean_abs_logit_diff: float | None = None
     kl_mean: float | None = None
     top1_agree: float | None = None
+    perplexity_before: float | None = None
+    perplexity_after: float | None = None
     check_seconds: float | None = None
     notes: tuple[str, ...] = ()
 
@@ -184,7 +187,7 @@ class Instruments:
         return tuple(self._ledger.entries)
 
     @property
-    def final(self) -> Divergence | None:
+    def final(self) -> Comparison | None:
         """Return how far the last program is from the imported one, None where nothing was compared."""
         return None if self._check is None else self._check.final()
 
@@ -237,10 +240,13 @@ def _sizes(before: Program, after: Program) -> _Sizes:
     }
 
 
-def _with_divergence(entry: LedgerEntry, measured: Divergence) -> LedgerEntry:
+def _with_divergence(entry: LedgerEntry, measured: Comparison) -> LedgerEntry:
     return replace(
         entry,
         max_abs_logit_diff=measured.max_abs_logit_diff,
+        mean_abs_logit_diff=measured.mean_abs_logit_diff,
         kl_mean=measured.kl_mean,
         top1_agree=measured.top1_agree,
+        perplexity_before=measured.reference_perplexity,
+        perplexity_after=measured.perplexity,
     )

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.reading_model import reading_folder
-from tests.report.sample import write_artifact
+from tests.report.sample import write_artifact, write_bench
 from tokc.cli.app import app
 from tokc.cost import records
 from tokc.cost.evaluation import Divergence, Estimate, Evaluation, Tokens
@@ -89,3 +89,37 @@ def test_two_models_are_evaluated_and_the_same_file_is_written_twice(tmp_path: P
     shown = runner.invoke(app, [*command, "--json"], catch_exceptions=False)
     assert out.read_bytes() == first
     assert json.loads(shown.stdout) == json.loads(first)
+
+
+def test_the_report_shows_the_evaluation_and_what_each_pass_did_to_perplexity(
+    artifact: Path, tmp_path: Path
+) -> None:
+    write(artifact)
+    write_bench(artifact)
+    page = tmp_path / "report.html"
+    command = ["report", str(artifact), "--price", "0.20/h", "--html", str(page)]
+    said = runner.invoke(app, command, catch_exceptions=False).stdout
+    rows = [" ".join(line.split()) for line in said.splitlines()]
+    assert "perplexity ratio 1.0240 1.0180 to 1.0300" in rows
+    assert any("kv-layout" in row and row.endswith("0.0300, 0.210 21.00 → 21.20") for row in rows)
+    shown = page.read_text()
+    for part in ("<h2>Quality</h2>", "1.0180 to 1.0300", "21.00 → 21.20", "16 windows of 512 tokens"):
+        assert part in shown
+
+
+def test_inspect_shows_what_passes_did_to_the_answers(artifact: Path) -> None:
+    said = runner.invoke(app, ["inspect", str(artifact)], catch_exceptions=False).stdout
+    row = next(line for line in said.splitlines() if line.startswith("quantize-weights "))
+    assert row.split() == ["quantize-weights", "2.4e-04", "98.9%", "0.0300,", "0.210", "21.00", "→", "21.20"]
+
+
+def test_a_comparison_takes_the_evaluation_and_else_the_ledger(artifact: Path) -> None:
+    write_bench(artifact)
+    for written, expected in ((False, ["not measured", None]), (True, ["tokc eval, to SmolLM2.gguf", 1.024])):
+        if written:
+            write(artifact)
+        said = runner.invoke(app, ["compare", str(artifact), "--hosted", "none", "--json"]).stdout
+        (row,) = json.loads(said)["quality"]
+        assert [row["basis"], row["ppl_ratio"]] == expected
+    shown = runner.invoke(app, ["compare", str(artifact), "--hosted", "none"]).stdout
+    assert "1.0240" in shown

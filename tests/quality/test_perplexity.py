@@ -8,7 +8,7 @@ import torch
 
 from tests.tiny_models import tiny_folder, tiny_model
 from tokc.importers import import_model
-from tokc.quality.perplexity import Scores, score
+from tokc.quality.perplexity import Scores, compare, score
 from tokc.quality.running import ProgramRun
 
 COUNT, LENGTH = 3, 32
@@ -63,6 +63,23 @@ def test_a_model_beside_itself_does_not_diverge(windows: np.ndarray, tmp_path: P
     assert beside.rows.summary().kl_mean == 0.0
     assert alone.nll == pytest.approx(beside.nll)
     assert (beside.nll == beside.reference_nll).all()
+
+
+def test_a_check_compares_every_token_that_follows_another(windows: np.ndarray) -> None:
+    with torch.no_grad():
+        logits = [tiny_model("smollm2", seed=seed)(torch.from_numpy(windows)).logits for seed in (2, 1)]
+    found = compare(logits[0].numpy(), logits[1].numpy(), windows)
+    losses = [
+        torch.nn.functional.cross_entropy(
+            one[:, :-1].double().flatten(0, 1), torch.from_numpy(windows[:, 1:]).flatten()
+        )
+        for one in logits
+    ]
+    assert found.reference_perplexity == pytest.approx(float(losses[0].exp()), rel=1e-6)
+    assert found.perplexity == pytest.approx(float(losses[1].exp()), rel=1e-6)
+    assert found.ppl_ratio == pytest.approx(found.perplexity / found.reference_perplexity)
+    assert found.positions == windows.size
+    assert found.mean_abs_logit_diff == pytest.approx(float((logits[0] - logits[1]).abs().mean()), rel=1e-5)
 
 
 def test_only_one_window_is_asked_for_at_a_time() -> None:

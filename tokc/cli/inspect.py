@@ -53,6 +53,7 @@ def _print(artifact: "Artifact") -> None:
     from rich.table import Table
 
     from tokc.report import units
+    from tokc.report.quality import ledger_of
 
     manifest = artifact.manifest
     model, kv, limits = manifest.model, manifest.kv, manifest.limits
@@ -80,10 +81,27 @@ def _print(artifact: "Artifact") -> None:
     out.print(f"[bold]{manifest.name}[/]")
     out.print(table)
     out.print()
+    if any(row.kl_mean is not None for row in ledger_of(artifact.path)):
+        out.print(_answers(artifact.path))
+        out.print()
     for each in _code(artifact.path):
         out.print(each)
         out.print()
     out.print(files)
+
+
+def _answers(artifact: Path) -> "Table":
+    """Return what the passes that changed something did to the answers."""
+    from rich.table import Table
+
+    from tokc.report.quality import LEDGER_HEADS, LEDGER_NOTE, ledger_cells, ledger_of
+
+    table = Table("pass", *LEDGER_HEADS, box=None, pad_edge=False, header_style="dim")
+    for row in ledger_of(artifact):
+        if row.kl_mean is not None:
+            table.add_row(row.pass_spec.partition("{")[0], *ledger_cells(row))
+    table.caption, table.caption_justify = LEDGER_NOTE, "left"
+    return table
 
 
 def _code(artifact: Path) -> "tuple[Table, ...]":

@@ -1,8 +1,8 @@
 """Perplexity and divergence over windows of a text, one window's logits at a time.
 
-Convention: that of llama.cpp's `llama-perplexity`. A window of 512 tokens is read with an empty cache; its
-first half is context only, and each token after it is predicted from all before it. Where the tokenizer
-begins a text with a BOS token, the first token of each window is replaced by it.
+Convention of `score`: that of llama.cpp's `llama-perplexity`. A window of 512 tokens is read with an empty
+cache; its first half is context only, and each token after it is predicted from all before it. Where the
+tokenizer begins a text with a BOS token, the first token of each window is replaced by it.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from tokc.quality.divergence import F32, F64, Rows, compare_rows, log_sums
+from tokc.quality.divergence import F32, F64, Divergence, Rows, compare_rows, log_sums
 
 I64 = npt.NDArray[np.int64]
 
@@ -78,3 +78,36 @@ def score(
     if reference is None:
         return Scores(scored, nll)
     return Scores(scored, nll, reference_nll, Rows.joined(parts))
+
+
+@dataclass(frozen=True)
+class Comparison(Divergence):
+    """Add to a divergence the perplexity of both models over the same tokens, and the ratio of the two."""
+
+    reference_perplexity: float
+    perplexity: float
+    ppl_ratio: float
+
+
+def compare(reference: F32, other: F32, ids: I64) -> Comparison:
+    """Compare logits [sequences, tokens, vocab] of ids [sequences, tokens]; the reference comes first.
+
+    Every token but the first of a sequence is predicted, from as few tokens as there are before it.
+    """
+    rows = compare_rows(reference, other)
+    before = _mean_nll(reference, rows.log_sum, ids)
+    after = _mean_nll(other, rows.other_log_sum, ids)
+    perplexities = float(np.exp(before)), float(np.exp(after))
+    return Comparison(
+        **vars(rows.summary()),
+        reference_perplexity=perplexities[0],
+        perplexity=perplexities[1],
+        ppl_ratio=float(np.exp(after - before)),
+    )
+
+
+def _mean_nll(logits: F32, log_sum: F64, ids: I64) -> float:
+    """Return the mean negative log likelihood of what follows each token but the last, nats."""
+    targets = ids[:, 1:, None]
+    found = np.take_along_axis(logits[:, :-1], targets, axis=-1)[..., 0]
+    return float((log_sum.reshape(ids.shape)[:, :-1] - found).mean())

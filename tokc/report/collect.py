@@ -1,8 +1,6 @@
 """Makes a report of an artifact's own files, a bench and a price."""
 
-import hashlib
 import json
-from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
@@ -14,18 +12,15 @@ from tokc.cost.roofline import Work, error, predict_answers, read_work
 from tokc.cost.sheet import Sheet, sheet_for
 from tokc.cost.spread import Spread
 from tokc.errors import TokcError
-from tokc.report.model import Batch, Checked, Figure, Identity, Inputs, LedgerRow, OpBytes, Report, TokenCost
+from tokc.report.identity import manifest_sha256 as manifest_sha256
+from tokc.report.model import Batch, Checked, Figure, Identity, Inputs, OpBytes, Report, TokenCost
+from tokc.report.quality import evaluation_of, ledger_of
 from tokc.runtime.artifact import Artifact
 
 UTILIZATIONS = (1.0, 0.6, 0.3, 0.1)
 PREDICTED_BATCHES = (1, 8)
 PREDICTED_PROMPT, PREDICTED_OUTPUT = 128, 64
 VERIFIED_FILES = ("kernels.json", "xla.json")
-
-
-@dataclass(frozen=True)
-class _Ledger:
-    ledger: tuple[LedgerRow, ...]
 
 
 def bench_path(artifact: Path) -> Path:
@@ -36,11 +31,6 @@ def bench_path(artifact: Path) -> Path:
 def load_path(artifact: Path) -> Path:
     """Return where `tokc load-test` writes by default."""
     return artifact.with_name(f"{artifact.name.removesuffix('.tokc')}.load.json")
-
-
-def manifest_sha256(artifact: Path) -> str:
-    """Return the hash that stands for the whole artifact."""
-    return hashlib.sha256((artifact / "manifest.json").read_bytes()).hexdigest()
 
 
 def other_build(bench: Bench, path: Path, artifact: Path) -> TokcError:
@@ -74,7 +64,6 @@ def collect(
     else:
         inputs = _probed(artifact, price)
     work = read_work(path)
-    quality = path / "quality.json"
     return Report(
         identity=_identity(artifact),
         host=inputs.host,
@@ -87,13 +76,14 @@ def collect(
             OpBytes(op.op, op.count, op.bytes, op.flops)
             for op in sorted(work.decode.ops, key=lambda op: op.bytes, reverse=True)
         ),
-        ledger=records.read(_Ledger, quality).ledger if quality.exists() else (),
+        ledger=ledger_of(path),
         measured_at=inputs.measured_at,
         load_s=inputs.load_s,
         peak_rss_bytes=inputs.peak_rss_bytes,
         foreign_cpu=inputs.foreign_cpu,
         profile=inputs.profile,
         verification=_verification(path),
+        evaluation=evaluation_of(path),
     )
 
 

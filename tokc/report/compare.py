@@ -13,7 +13,8 @@ from tokc.cost.roofline import Work, predict_answers, read_work
 from tokc.cost.sheet import Sheet, named_device, sheet_for
 from tokc.errors import UnknownOption
 from tokc.report.collect import PREDICTED_OUTPUT, PREDICTED_PROMPT
-from tokc.report.gate_figures import bench_of
+from tokc.report.gate_figures import bench_of, final_quality
+from tokc.report.quality import evaluation_of, gate_figures
 from tokc.runtime.artifact import Artifact
 
 HERE = "this machine"
@@ -72,6 +73,39 @@ class BreakEven:
 
 
 @dataclass(frozen=True)
+class Quality:
+    """How near an artifact's answers are to the reference's; `basis` is what was compared.
+
+    A ledger's figures are of 256 tokens, an evaluation's of thousands; those not measured are None.
+    """
+
+    artifact: str
+    basis: str
+    perplexity: float | None
+    ppl_ratio: float | None
+    kl_mean: float | None
+    top1_agree: float | None
+
+    @classmethod
+    def of(cls, path: Path) -> "Quality":
+        """Return what was measured of an artifact, the evaluation if there is one, else its ledger's end.
+
+        Raises: TokcError if a file is damaged.
+        """
+        found = evaluation_of(path)
+        if found is not None and found.divergence is not None:
+            figures = {name: one.figure for name, one in gate_figures(found).items()}
+            if found.perplexity is not None:
+                figures["perplexity"] = found.perplexity.figure
+            basis = f"tokc eval, to {found.divergence.reference}"
+        else:
+            figures = final_quality(path)
+            basis = "ledger, to the imported model" if figures else "not measured"
+        names = ("perplexity", "ppl_ratio", "kl_mean", "top1_agree")
+        return cls(str(path), basis, *(figures.get(name) for name in names))
+
+
+@dataclass(frozen=True)
 class Comparison:
     """Options and APIs; `notes` say what is left out and which price is old."""
 
@@ -79,6 +113,7 @@ class Comparison:
     hosted: tuple[Hosted, ...]
     break_evens: tuple[BreakEven, ...]
     notes: tuple[str, ...]
+    quality: tuple[Quality, ...] = ()
     schema_version: int = 1
 
 
@@ -125,7 +160,8 @@ def compare(
     ]
     stale = sorted({price.name for price in prices.values() if price.stale(today)})
     notes += [f"{name}: the price is older than a year" for name in stale]
-    return Comparison(tuple(options), tuple(hosted), _break_evens(options, hosted), tuple(notes))
+    quality = tuple(map(Quality.of, paths))
+    return Comparison(tuple(options), tuple(hosted), _break_evens(options, hosted), tuple(notes), quality)
 
 
 class _Costing:

@@ -26,9 +26,10 @@ def markdown(found: Comparison) -> str:
 
 
 def sections(found: Comparison) -> Iterator[Section]:
-    """Return the tables: every option, the cheapest of each as a bar, the APIs, and the break-even."""
+    """Return the tables: every option, the cheapest of each as a bar, quality, APIs and break-even."""
     yield _options(found)
     yield _bars(found)
+    yield _quality(found)
     yield _hosted(found)
     yield _break_even(found)
     yield Section("Notes", (), (), "\n".join(found.notes) or None)
@@ -64,6 +65,26 @@ def _bars(found: Comparison) -> Section:
     rows = tuple((name, units.usd(usd), _bar(usd / most)) for name, usd in ordered)
     title = f"Best batch of each at {BAR_AT:.0%} in use, and the APIs, prompts included; USD"
     return Section(title, ("", "per 1M", ""), rows, left=(0, 2))
+
+
+def _quality(found: Comparison) -> Section:
+    rows = tuple(
+        (
+            one.artifact,
+            one.basis,
+            _or_dash(one.perplexity, "{:.3f}"),
+            _or_dash(one.ppl_ratio, "{:.4f}"),
+            _or_dash(one.kl_mean, "{:.5f}"),
+            _or_dash(one.top1_agree, "{:.2%}"),
+        )
+        for one in found.quality
+    )
+    columns = ("artifact", "compared by", "perplexity", "ratio", "mean KL, nats", "same top-1")
+    return Section("Quality", columns, rows, None, (0, 1))
+
+
+def _or_dash(value: float | None, form: str) -> str:
+    return "–" if value is None else form.format(value)
 
 
 def _hosted(found: Comparison) -> Section:

@@ -5,8 +5,9 @@ from html import escape
 from importlib.resources import files
 
 from tokc.cost.devices import Host
+from tokc.cost.evaluation import Evaluation
 from tokc.cost.profile import Profile
-from tokc.report import kernel_html, kernel_table, units
+from tokc.report import kernel_html, kernel_table, quality, units
 from tokc.report.model import Batch, Figure, LedgerRow, Report, TokenCost
 
 _PAGE = """<!doctype html>
@@ -31,7 +32,9 @@ def render(report: Report) -> str:
     """Return the page."""
     parts = [_head(report), _tiles(report), _costs(report), _speed(report), _bytes(report)]
     parts += [] if report.profile is None else [_kernels(report.profile)]
-    parts += [_ledger(report), _method(report)]
+    parts += [_ledger(report)]
+    parts += [] if report.evaluation is None else [_quality(report.evaluation)]
+    parts += [_method(report)]
     style = files("tokc.report").joinpath("style.css").read_text()
     title = escape(f"{report.identity.name}: cost of a token")
     return _PAGE.format(title=title, style=style, body="\n".join(parts))
@@ -186,30 +189,42 @@ def _kernels(profile: Profile) -> str:
 def _ledger(report: Report) -> str:
     if not report.ledger:
         return _section("Passes", "This artifact has no ledger.", "")
-    heads = ("pass", "nodes", "weights", "bytes a token", "KL, nats", "same top-1")
+    heads = ("pass", "nodes", "weights", "bytes a token", *quality.LEDGER_HEADS)
     header = "".join(f"<th>{head}</th>" for head in heads)
     rows = "\n".join(_ledger_row(row, heads) for row in report.ledger)
     text = (
-        "What each pass did to the program. KL and top-1 compare its answers with those of the program "
-        "before it; an exact pass changes no more than the order of sums."
+        "What each pass did to the program; an exact pass changes no more than the order of sums. "
+        f"{quality.LEDGER_NOTE}"
     )
     table = f"<thead><tr>{header}</tr></thead>\n<tbody>\n{rows}\n</tbody>"
     return _section("Passes", text, f'<div class="scroll"><table class="stack">{table}</table></div>')
 
 
 def _ledger_row(row: LedgerRow, heads: Iterable[str]) -> str:
-    kl = "–" if row.kl_mean is None else f"{row.kl_mean:.1e}"
+    kl, *answers = quality.ledger_cells(row)
     cells = [
         escape(row.pass_spec),
         str(row.nodes_after),
         _before_after(row.weight_bytes_before, row.weight_bytes_after),
         _before_after(row.bytes_before, row.bytes_after),
-        '<span class="exact">exact</span>' if row.exact and row.changed else kl,
-        "–" if row.top1_agree is None else f"{row.top1_agree:.1%}",
+        f'<span class="exact">{kl}</span>' if row.exact and row.changed else kl,
+        *answers,
     ]
     spec, *rest = zip(heads, cells, strict=True)
     others = "".join(f'<td data-label="{head}"><span>{cell}</span></td>' for head, cell in rest)
     return f'<tr{"" if row.changed else " class=idle"}><td class="spec">{spec[1]}</td>{others}</tr>'
+
+
+def _quality(evaluation: Evaluation) -> str:
+    rows = "\n".join(
+        f'<tr><td class="spec">{escape(name)}</td><td data-label="figure"><span>{escape(figure)}</span></td>'
+        f'<td data-label="95 % interval"><span>{escape(interval)}</span></td></tr>'
+        for name, figure, interval in quality.rows(evaluation)
+    )
+    heads = "<tr><th></th><th>figure</th><th>95 % interval</th></tr>"
+    table = f"<thead>{heads}</thead>\n<tbody>\n{rows}\n</tbody>"
+    content = f'<div class="scroll"><table class="stack">{table}</table></div>'
+    return _section("Quality", quality.method(evaluation), content)
 
 
 def _before_after(before: float, after: float) -> str:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from tokc.cost.devices import Host
+from tokc.cost.evaluation import Evaluation
 from tokc.cost.measure import Point
 from tokc.cost.prices import Price
 from tokc.cost.profile import Profile
@@ -80,7 +81,8 @@ class OpBytes:
 class LedgerRow:
     """What one pass did to the program: its size, its price and its answers.
 
-    Times are not in the artifact, which is the same bytes however long it took to build.
+    Times are not in the artifact, which is the same bytes however long it took to build. What compares
+    answers is None where the pass changed nothing or the build did not check.
     """
 
     pass_spec: str
@@ -95,6 +97,9 @@ class LedgerRow:
     kl_mean: float | None = None
     top1_agree: float | None = None
     max_abs_logit_diff: float | None = None
+    mean_abs_logit_diff: float | None = None
+    perplexity_before: float | None = None
+    perplexity_after: float | None = None
 
 
 @dataclass(frozen=True)
@@ -112,7 +117,7 @@ class Report:
     `measured_at` is None where nothing was measured; `op_bytes` are those of a token at `op_context` tokens;
     `foreign_cpu` is the share of the cores that other programs took during the measurement; `profile` is
     None where the bench timed no kernels. `verification` says, part by part, how far the code was checked
-    where it was not run.
+    where it was not run; `evaluation` is None where `tokc eval` did not measure this build.
     """
 
     identity: Identity
@@ -130,6 +135,7 @@ class Report:
     foreign_cpu: float = 0.0
     profile: Profile | None = None
     verification: tuple[Checked, ...] = ()
+    evaluation: Evaluation | None = None
     schema_version: int = SCHEMA_VERSION
 
     @property

@@ -1,6 +1,7 @@
-"""Where an artifact's quality is found: what `tokc eval` measured of this very build."""
+"""Where an artifact's quality is found, and how it is written: its evaluation, and the rows of its ledger."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from tokc.cost import records
@@ -8,7 +9,28 @@ from tokc.cost.evaluation import Estimate, Evaluation
 from tokc.cost.gates import Found
 from tokc.cost.intervals import Interval
 from tokc.report import units
-from tokc.report.collect import manifest_sha256
+from tokc.report.identity import manifest_sha256
+from tokc.report.model import LedgerRow
+
+LEDGER_HEADS = ("KL, nats", "same top-1", "mean, max logits error", "perplexity")
+LEDGER_NOTE = (
+    "KL, top-1, logits and perplexity compare a pass with the program before it over 256 tokens of the "
+    "evaluation text, read without context before them: a check of the pass, no score of the model."
+)
+
+
+@dataclass(frozen=True)
+class _Ledger:
+    ledger: tuple[LedgerRow, ...]
+
+
+def ledger_of(artifact: Path) -> tuple[LedgerRow, ...]:
+    """Return what each pass of the build did, nothing where the artifact has no ledger.
+
+    Raises: TokcError if the file is damaged.
+    """
+    path = artifact / "quality.json"
+    return records.read(_Ledger, path).ledger if path.exists() else ()
 
 
 def evaluation_path(artifact: Path) -> Path:
@@ -36,6 +58,19 @@ def gate_figures(evaluation: Evaluation | None) -> dict[str, Found]:
     figures = {"ppl_ratio": found.ppl_ratio, "kl_mean": found.kl_mean, "top1_agree": found.top1_agree}
     gated = {name: Found(one.figure, _interval(one), repetitions=windows) for name, one in figures.items()}
     return {**gated, "kl_p99": Found(found.kl_p99, repetitions=windows)}
+
+
+def ledger_cells(row: LedgerRow) -> tuple[str, str, str, str]:
+    """Return what a pass did to the answers, in the columns of `LEDGER_HEADS`."""
+    kl = "–" if row.kl_mean is None else f"{row.kl_mean:.1e}"
+    agree = "–" if row.top1_agree is None else f"{row.top1_agree:.1%}"
+    errors = [row.mean_abs_logit_diff, row.max_abs_logit_diff]
+    logits = ", ".join(units.figures(error) for error in errors if error is not None)
+    before, after = row.perplexity_before, row.perplexity_after
+    perplexity = "–"
+    if before is not None and after is not None:
+        perplexity = f"{before:.2f}" if f"{before:.2f}" == f"{after:.2f}" else f"{before:.2f} → {after:.2f}"
+    return "exact" if row.exact and row.changed else kl, agree, logits or "–", perplexity
 
 
 def rows(evaluation: Evaluation) -> Iterator[tuple[str, str, str]]:

@@ -5,7 +5,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from tokc.report import units
+from tokc.cost.evaluation import Evaluation
+from tokc.report import quality, units
 from tokc.report.model import Batch, Report
 
 BAR_WIDTH = 24
@@ -20,7 +21,9 @@ def render(report: Report) -> Group:
     """Return the report for a rich console."""
     parts: list[RenderableType] = [_title(report), _costs(report)]
     parts += [_speed(batch) for batch in report.batches]
-    parts += [_bytes(report), _ledger(report), _footer(report)]
+    parts += [_bytes(report), _ledger(report)]
+    parts += [] if report.evaluation is None else [_quality(report.evaluation)]
+    parts += [_footer(report)]
     return Group(*(Padding(part, (0, 0, 1, 0)) for part in parts))
 
 
@@ -82,17 +85,25 @@ def _bytes(report: Report) -> Table:
 
 
 def _ledger(report: Report) -> Table:
-    table = _table("Passes", "pass", "nodes", "weights", "bytes/token", "KL, nats", "same top-1")
+    table = _table("Passes", "pass", "nodes", "weights", "bytes/token", *quality.LEDGER_HEADS)
     for row in report.ledger:
-        kl = "exact" if row.exact and row.changed else "–" if row.kl_mean is None else f"{row.kl_mean:.2e}"
         table.add_row(
             Text(row.pass_spec, style="none" if row.changed else "dim"),
             str(row.nodes_after),
             units.scaled(row.weight_bytes_after, "B"),
             units.change(row.bytes_before, row.bytes_after),
-            kl,
-            "–" if row.top1_agree is None else f"{row.top1_agree:.1%}",
+            *quality.ledger_cells(row),
         )
+    if any(row.kl_mean is not None for row in report.ledger):
+        table.caption, table.caption_justify = quality.LEDGER_NOTE, "left"
+    return table
+
+
+def _quality(evaluation: Evaluation) -> Table:
+    table = _table("Quality", "", "", "95 % interval")
+    for row in quality.rows(evaluation):
+        table.add_row(*row)
+    table.caption, table.caption_justify = quality.method(evaluation), "left"
     return table
 
 
