@@ -34,6 +34,7 @@ class Session:
         Without it memory goes back after each value's last use: half as much is held, and a run over
         hundreds of tokens takes up to four times as long.
         """
+        self.input_names = [str(value.name) for value in program.graph.inputs]
         self.output_names = [str(value.name) for value in program.graph.outputs]
         model, weights = _without_weights(expand_functions(program.model))
         options = ort.SessionOptions()
