@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import tokc
+from tokc.artifact.bom import BOM, bill_of_materials
 from tokc.artifact.vocabulary import vocabulary_tensors
 from tokc.artifact.writer import canonical_json, write_files, write_safetensors, written_aside
 from tokc.errors import TokcError, UnknownOption
@@ -192,6 +193,7 @@ def _write(folder: Path, made: Build, lowered: Lowered, run: Instruments, progre
         "final": None if run.final is None else stable(asdict(run.final)),
     }
     entries |= write_files(folder, {"quality.json": canonical_json(quality)})
+    entries |= write_files(folder, {BOM: canonical_json(bill_of_materials(manifest, entries))})
     (folder / MANIFEST).write_bytes(canonical_json(manifest._replace(files=entries).to_json()))
 
 

@@ -17,7 +17,7 @@ from tokc.errors import GateNotMet, TokcError
 
 COMMANDS = {
     "build", "run", "serve", "key", "bench", "eval", "report", "check", "diff", "compare", "inspect", "export",
-    "verify", "passes", "targets", "doctor", "opt",
+    "verify", "passes", "targets", "doctor", "opt", "load_test", "sign", "verify_signature",
 }  # fmt: skip
 TOOLS = {"entry", "app", "console", "inspect_gpu", "inspect_xla", "__init__"}
 FOLDER = Path(program.__file__).parent
@@ -46,9 +46,9 @@ def test_commands_are_short() -> None:
 
 @pytest.mark.parametrize("command", sorted(COMMANDS))
 def test_every_command_helps(command: str) -> None:
-    result = runner.invoke(app, [command, "--help"])
+    result = runner.invoke(app, [command.replace("_", "-"), "--help"])
     assert result.exit_code == 0
-    assert command in result.output
+    assert command.replace("_", "-") in result.output
 
 
 def test_help_is_fast_and_imports_no_compiler() -> None:

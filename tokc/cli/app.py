@@ -26,6 +26,7 @@ from tokc.cli import (
     sign,
     targets,
     verify,
+    verify_signature,
 )
 from tokc.errors import GateNotMet, TokcError, UnknownOption
 
@@ -55,7 +56,7 @@ app.command()(inspect.inspect)
 app.command()(export.export)
 app.command()(verify.verify)
 app.command()(sign.sign)
-app.command()(sign.verify_signature)
+app.command()(verify_signature.verify_signature)
 app.command()(passes.passes)
 app.command()(targets.targets)
 app.command()(doctor.doctor)
