@@ -1,6 +1,7 @@
 """Every pass there is. A test keeps this list and the files of this folder equal."""
 
 from tokc.passes.base import Pass
+from tokc.passes.cast_weights import CastWeights
 from tokc.passes.eliminate_dead_code import EliminateDeadCode
 from tokc.passes.fold_constants import FoldConstants
 from tokc.passes.fuse_add_rms_norm import FuseAddRmsNorm
@@ -13,6 +14,7 @@ from tokc.passes.quantize_weights import QuantizeWeights
 from tokc.passes.rotate_residual import RotateResidual
 
 PASSES: tuple[type[Pass], ...] = (
+    CastWeights,
     EliminateDeadCode,
     FoldConstants,
     FuseAddRmsNorm,

@@ -1,5 +1,6 @@
 """Reads the constant weights of a program, plain or on a grid."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -7,9 +8,10 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from tokc.errors import TargetRefused
-from tokc.targets.nodes import integer, required
+from tokc.targets.nodes import integer, required, text
 
 Array = npt.NDArray[Any]
+NEAREST: Mapping[str, str] = dict.fromkeys(("mxfp4", "nvfp4"), "int4 group 32, int8")  # to float formats
 
 
 def name_of(value: ir.Value) -> str:
@@ -63,6 +65,20 @@ def grid_of(node: ir.Node, *, lacks: str, hint: str, widths: tuple[int, ...] = (
         where=f"node '{node.name}'",
         hint=hint,
     )
+
+
+def refuse_format(node: ir.Node, *, lacks: str) -> None:
+    """Refuse a node whose weight is in a float format, which no kernel reads yet; `lacks` begins the error.
+
+    Raises: TargetRefused.
+    """
+    weight_format = text(node, "format", "") if node.domain == "tokc" else ""
+    if weight_format:
+        raise TargetRefused(
+            f"{lacks} weights in '{weight_format}'; nearest are {NEAREST.get(weight_format, 'int8')}",
+            where=f"node '{node.name}'",
+            hint="use quantize-weights in place of cast-weights",
+        )
 
 
 def dense(value: ir.Value) -> Array:

@@ -9,6 +9,7 @@ import onnx_ir as ir
 from tokc.artifact.writer import Tensor
 from tokc.errors import TargetRefused
 from tokc.ir.program import Program
+from tokc.targets.constants import refuse_format
 from tokc.targets.nodes import required, split_widths
 from tokc.targets.plan import ITEM_BYTES, Buffer, Launch, Operand, Plan, Rows
 
@@ -114,6 +115,7 @@ def lower_nodes(low: _Low, rules: Rules[_Low], *, lacks: str, hint: str) -> None
     Raises: TargetRefused where there is none: `lacks` says so up to the op's name, `hint` what there is.
     """
     for node in low.program.graph:
+        refuse_format(node, lacks=lacks)
         lower = rules.get((node.domain, node.op_type))
         if lower is None:
             raise TargetRefused(f"{lacks} '{node.op_type}'", where=f"node '{node.name}'", hint=hint)

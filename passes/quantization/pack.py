@@ -26,7 +26,7 @@ def pack(name: str, quantized: Quantized) -> Packed:
     """Make the tensors `name`.q, `name`.scale and, on an asymmetric grid, `name`.offset."""
     offset = None if quantized.offset is None else ir.Tensor(quantized.offset, name=f"{name}.offset")
     scale = ir.Tensor(quantized.scale, name=f"{name}.scale")
-    return Packed(_codes_tensor(f"{name}.q", quantized.codes), scale, offset)
+    return Packed(codes_tensor(f"{name}.q", quantized.codes), scale, offset)
 
 
 def unpack(packed: Packed) -> Quantized:
@@ -55,7 +55,8 @@ def grid_of(packed: Packed, *, zero_point: int, block_size: int, bits: int = 0) 
     return grid if zero_point == grid.zero_point else None
 
 
-def _codes_tensor(name: str, codes: Codes) -> ir.TensorProtocol:
+def codes_tensor(name: str, codes: Codes) -> ir.TensorProtocol:
+    """Return int8 codes as they are, codes of 4 bits and less packed two a byte."""
     if codes.dtype == np.int8:
         return ir.Tensor(codes, name=name)
     flat = codes.reshape(-1)

@@ -75,6 +75,7 @@ def stored_weight(value: ir.Value) -> Stored | None:
     codes, scale, *rest = [None if operand is None else operand.const_value for operand in node.inputs]
     assert codes is not None, "BlockDequantize lacks its codes"
     assert scale is not None, "BlockDequantize lacks its scale"
+    assert not node.attributes.get_string("format", ""), "a weight that is stored in a float format"
     return Stored(
         Packed(codes, scale, rest[0] if rest else None),
         zero_point=node.attributes.get_int("zero_point", 0),

@@ -1,10 +1,34 @@
 """The weights of a graph: who reads them, and how nodes that read them otherwise take their place."""
 
+from collections.abc import Callable
+from threading import Lock
+from typing import Generic, TypeVar
+
 import onnx_ir as ir
 
 from tokc.ir.rewrite import made_by
 
 MATRIX = 2  # dimensions of a weight
+_Made = TypeVar("_Made")
+
+
+class Once(Generic[_Made]):
+    """Make something when it is first asked for, then keep it and let go of what it was made from."""
+
+    def __init__(self, make: Callable[[], _Made]) -> None:
+        """Remember how."""
+        self._make: Callable[[], _Made] | None = make
+        self._made: _Made | None = None
+        self._lock = Lock()
+
+    def __call__(self) -> _Made:
+        """Return it, made by this call or an earlier one."""
+        with self._lock:
+            if self._make is not None:
+                self._made = self._make()
+                self._make = None
+            assert self._made is not None, "nothing was made"
+            return self._made
 
 
 def weight_readers(graph: ir.Graph) -> dict[ir.Value, list[ir.Node]]:

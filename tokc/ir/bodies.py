@@ -8,6 +8,8 @@ the result. Bodies state meaning, not speed; kernels are held against them.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from tokc.ir.formats import codes_body, scales_body
+
 Attribute = int | float | str
 
 F32, F16, INT8, INT64 = 1, 10, 3, 7  # onnx.TensorProto.DataType
@@ -203,16 +205,27 @@ def _dequantize(call: Call, result: str) -> str:
     else:
         finish = "\n        weight_blocks = Identity(product_blocks)"
     return f"""
-        code_raw = Cast<to={F32}>(q)
+        {codes_body(str(call.attributes["format"]))}
         zero_point = Constant<value_float={_number(call.number("zero_point"))}>()
         code = Sub(code_raw, zero_point)
-        scale_f32 = Cast<to={F32}>(scale)
+        {_scales(call)}
         {wide}
         {blocks}
         product_blocks = Mul(code_blocks, scale_wide)
         {finish}
         unblocked = Constant<value_ints=[0, {width}]>()
         {result} = Reshape(weight_blocks, unblocked)"""
+
+
+def _scales(call: Call) -> str:
+    if not call.attributes["format"]:
+        return f"scale_f32 = Cast<to={F32}>(scale)"
+    return scales_body(
+        str(call.attributes["format"]),
+        tensor_scale=call.has("tensor_scale"),
+        rows=call.dim("q", 0),
+        block_rows=call.integer("block_rows"),
+    )
 
 
 def _rounded(call: Call) -> str:

@@ -152,7 +152,8 @@ def embedding_bytes(node: ir.Node, step: Step) -> float:
     made = elements(node.outputs[0], step)
     codes, scale = operand(node, 1), operand(node, 2)
     bits = 8.0 if codes is None or codes.dtype is None else float(code_bits(codes) or codes.dtype.bitwidth)
-    per_row = static_dim(codes, 1) * bits / 8 + 2 * static_dim(scale, 1)
+    scale_bits = 16.0 if scale is None or scale.dtype is None else float(scale.dtype.bitwidth)
+    per_row = (static_dim(codes, 1) * bits + static_dim(scale, 1) * scale_bits) / 8
     rows = made / (static_dim(codes, 1) or 1)
     return rows * per_row + made * ACTIVATION_BYTES
 

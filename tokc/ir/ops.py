@@ -41,7 +41,7 @@ class Op:
         return tuple(name for name in self.inputs if not name.endswith("?"))
 
 
-_GRID: Mapping[str, Attribute] = {"zero_point": 0, "block_size": 32, "bits": 0}
+_GRID: Mapping[str, Attribute] = {"zero_point": 0, "block_size": 32, "bits": 0, "format": "", "block_rows": 1}
 _HEADS: Mapping[str, Attribute] = {"heads": 1, "kv_heads": 1}
 
 OPS: Mapping[str, Op] = {
@@ -59,7 +59,7 @@ OPS: Mapping[str, Op] = {
         ),
         Op(
             "BlockDequantize",
-            inputs=("q", "scale", "offset?"),
+            inputs=("q", "scale", "offset?", "tensor_scale?"),
             outputs=("w",),
             attributes=_GRID,
             body=bodies.block_dequantize,
@@ -79,7 +79,7 @@ OPS: Mapping[str, Op] = {
         ),
         Op(
             "QuantLinear",
-            inputs=("x", "q", "scale", "offset?", "bias?"),
+            inputs=("x", "q", "scale", "offset?", "bias?", "tensor_scale?"),
             outputs=("y",),
             attributes={**_GRID, "act_group": 32},
             body=bodies.quant_linear,
@@ -89,7 +89,7 @@ OPS: Mapping[str, Op] = {
         ),
         Op(
             "QuantEmbedding",
-            inputs=("ids", "q", "scale", "offset?"),
+            inputs=("ids", "q", "scale", "offset?", "tensor_scale?"),
             outputs=("rows",),
             attributes=_GRID,
             body=bodies.quant_embedding,
