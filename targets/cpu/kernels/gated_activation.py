@@ -16,7 +16,7 @@ GATES = ("silu", "gelu_tanh")
 
 @dataclass(frozen=True)
 class GatedActivation:
-    """One gate; `keep_float` writes y, `quantize` its int8 form."""
+    """One gate; `keep_float` writes y, `quantize` its int8 form; `times` rows for each of the launch's."""
 
     isa: Isa
     intermediate: int
@@ -24,6 +24,7 @@ class GatedActivation:
     activation: str
     quantize: bool
     keep_float: bool
+    times: int = 1
 
     def __post_init__(self) -> None:
         """Refuse what no kernel computes."""
@@ -35,7 +36,8 @@ class GatedActivation:
     def symbol(self) -> str:
         """Return the C symbol."""
         outputs = output_tag(keep_float=self.keep_float, quantize=self.quantize)
-        return f"gated_{self.activation}_{self.intermediate}_{self.x_stride}_{outputs}"
+        times = f"x{self.times}" if self.times > 1 else ""
+        return f"gated_{self.activation}_{self.intermediate}{times}_{self.x_stride}_{outputs}"
 
     @property
     def args(self) -> tuple[str, ...]:

@@ -55,43 +55,45 @@ class Linear:
 
     def build(self) -> Any:
         """Return the PrimFunc."""
+        from tokc.targets.cpu.kernels.tir import function
+
+        return function(self.symbol, self.args, self.emit)
+
+    def emit(self, arguments: Any) -> None:
+        """Build the statements that compute this thread's share."""
         from tvm.tirx.script.builder import ir as T
 
-        from tokc.targets.cpu.kernels.tir import Arguments, Expr, function, ramp, registers, splat, zeros
+        from tokc.targets.cpu.kernels.tir import Expr, ramp, registers, splat, zeros
 
         lanes, vectors, rows_at_once = self.isa.lanes, self.vectors, 4
+        w, x, y = (arguments.buffer(name, "float32") for name in ("w", "x", "y"))
+        bias = arguments.buffer("bias", "float32") if self.bias else None
+        total = registers(rows_at_once * vectors, lanes, "float32")
 
-        def body(arguments: Arguments) -> None:
-            w, x, y = (arguments.buffer(name, "float32") for name in ("w", "x", "y"))
-            bias = arguments.buffer("bias", "float32") if self.bias else None
-            total = registers(rows_at_once * vectors, lanes, "float32")
-
-            def tile(panel: Expr, row: Expr, count: int) -> None:
-                for i in range(count * vectors):
-                    total[i] = zeros(lanes)
-                with T.serial(0, self.k) as column:
-                    place = (panel * self.k + column) * self.panel
-                    weights = [T.Bind(w[ramp(place + v * lanes, lanes)]) for v in range(vectors)]
-                    for i in range(count):
-                        value = T.Bind(splat(x[(row + i) * self.x_stride + column], lanes))
-                        for v in range(vectors):
-                            total[i * vectors + v] = total[i * vectors + v] + value * weights[v]
+        def tile(panel: Expr, row: Expr, count: int) -> None:
+            for i in range(count * vectors):
+                total[i] = zeros(lanes)
+            with T.serial(0, self.k) as column:
+                place = (panel * self.k + column) * self.panel
+                weights = [T.Bind(w[ramp(place + v * lanes, lanes)]) for v in range(vectors)]
                 for i in range(count):
+                    value = T.Bind(splat(x[(row + i) * self.x_stride + column], lanes))
                     for v in range(vectors):
-                        result, at = total[i * vectors + v], panel * self.panel + v * lanes
-                        if bias is not None:
-                            result = result + bias[ramp(at, lanes)]
-                        T.buffer_store(y, result, [ramp((row + i) * self.y_stride + at, lanes)])
+                        total[i * vectors + v] = total[i * vectors + v] + value * weights[v]
+            for i in range(count):
+                for v in range(vectors):
+                    result, at = total[i * vectors + v], panel * self.panel + v * lanes
+                    if bias is not None:
+                        result = result + bias[ramp(at, lanes)]
+                    T.buffer_store(y, result, [ramp((row + i) * self.y_stride + at, lanes)])
 
-            block = max(rows_at_once, min(512, L2_BYTES // (4 * self.k)) // rows_at_once * rows_at_once)
-            with T.serial(0, (arguments.rows + block - 1) // block) as index:
-                first = T.Bind(index * block)
-                count = T.Bind(T.min(arguments.rows - first, block))
-                full = T.Bind(count // rows_at_once)
-                with arguments.share(self.tiles) as panel:
-                    with T.serial(0, full) as at:
-                        tile(panel, first + at * rows_at_once, rows_at_once)
-                    with T.serial(full * rows_at_once, count) as row:
-                        tile(panel, first + row, 1)
-
-        return function(self.symbol, self.args, body)
+        block = max(rows_at_once, min(512, L2_BYTES // (4 * self.k)) // rows_at_once * rows_at_once)
+        with T.serial(0, (arguments.rows + block - 1) // block) as index:
+            first = T.Bind(index * block)
+            count = T.Bind(T.min(arguments.rows - first, block))
+            full = T.Bind(count // rows_at_once)
+            with arguments.share(self.tiles) as panel:
+                with T.serial(0, full) as at:
+                    tile(panel, first + at * rows_at_once, rows_at_once)
+                with T.serial(full * rows_at_once, count) as row:
+                    tile(panel, first + row, 1)

@@ -84,6 +84,7 @@ def gated_activation(spec: GatedActivation) -> Any:
 
     def body(arguments: Arguments) -> None:
         x = arguments.buffer("gate_up", "float32")
+        arguments.rows = T.Bind(arguments.rows * spec.times) if spec.times > 1 else arguments.rows
         writer = GroupWriter(arguments, spec.intermediate, keep_float=spec.keep_float, quantize=spec.quantize)
         activation = ACTIVATIONS[spec.activation]
         with groups(arguments, spec.intermediate) as (row, column):
