@@ -176,6 +176,7 @@ def _write(folder: Path, made: Build, lowered: Lowered, run: Instruments, progre
         **lowered.files,
         "program.onnx": onnx_bytes(program),
         "config.json": canonical_json(asdict(program.config)),
+        "source_config.json": canonical_json(dict(program.assets.source_config)),
         "generation_config.json": canonical_json(dict(program.assets.generation_config)),
         "cost.json": canonical_json(work_of(program)),
         **_texts(program),

@@ -1,10 +1,11 @@
-"""From a model's files, through passes, to another program's files."""
+"""From a model's files, through passes, or from an artifact, to another program's files."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from tokc.errors import UnknownOption
+from tokc.exporters.artifact import artifact_model
 from tokc.exporters.gguf import write_gguf
 from tokc.exporters.hugging_face import write_folder
 from tokc.exporters.weights import Model
@@ -17,6 +18,7 @@ QUANTIZED = {
     "int4": "fuse-linear,quantize-weights{bits=4 head_bits=8}",
     "int8": "fuse-linear,quantize-weights{bits=8 head_bits=8}",
 }
+MANIFEST = "manifest.json"
 PLAIN = "f16"  # of what no pass has quantized
 
 
@@ -51,15 +53,25 @@ class Export:
             release_pages()
             progress(what)
 
-        say(f"import {self.model}")
-        program = import_model(self.model, lora=self.lora)
-        if self.pipeline:
-            program = Pipeline.parse(self.pipeline).run(program)
-        model = Model.of(program)
-        model = model if self.pipeline else model.dequantized()
+        model = self._built(say) if (self.model / MANIFEST).is_file() else self._imported(say)
         plain = PLAIN if self.dtype in QUANTIZED else self.dtype
         if self.to == "gguf":
             write_gguf(out, model, plain, say)
             return [out]
         names = write_folder(out, model, plain, packed=bool(self.pipeline), progress=say)
         return [out / name for name in names]
+
+    def _imported(self, say: Callable[[str], None]) -> Model:
+        say(f"import {self.model}")
+        program = import_model(self.model, lora=self.lora)
+        if self.pipeline:
+            return Model.of(Pipeline.parse(self.pipeline).run(program))
+        return Model.of(program).dequantized()
+
+    def _built(self, say: Callable[[str], None]) -> Model:
+        """Return what an artifact holds: its grids are the export's, for `dtype` int4 and int8 alike."""
+        if self.passes is not None or self.lora:
+            raise UnknownOption("--passes and --lora are for models; an artifact's weights are what they are")
+        say(f"unpack {self.model}")
+        model = artifact_model(self.model)
+        return model if self.dtype in QUANTIZED else model.dequantized()

@@ -8,7 +8,7 @@ read as an importer does and compared with the model's, so that none is written 
 import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -210,8 +210,10 @@ def _check(
     file = GgufFile(path, metadata, entries)
     again = architecture_of(family, gguf_config(file, family.gguf[0], family), None, str(path))
     wanted = architecture_of(family, source_with_divisors(source), None, str(path))
-    local = ("local_rope",) if family.local_rope_theta is not None else ()
-    for name in ("windows", "activation", "attention_scale", "attention_bias", "mlp_bias", *local):
+    unlike = {"family", "config", "rope", "norm_offset"} | (
+        set() if family.local_rope_theta is not None else {"local_rope"}
+    )
+    for name in [one.name for one in fields(wanted) if one.name not in unlike]:
         if getattr(again, name) != getattr(wanted, name):
             raise TokcError(
                 f"the model's {name.replace('_', ' ')} cannot be written as GGUF: "

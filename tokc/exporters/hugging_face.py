@@ -66,6 +66,11 @@ def write_folder(
     Raises: TokcError if the model cannot be expressed or the folder exists; nothing half-written is left.
     """
     family = family_of(model.assets.source_config, str(folder))
+    if not getattr(family, "plain_layout", True):
+        raise TokcError(
+            f"weights of family '{family.name}' cannot be written back under their own names yet",
+            hint="the model's own folder has them",
+        )
     groups = _groups(model.weights) if packed else {}
     tensors = [
         tensor
