@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from threading import Lock
+from functools import partial
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -11,12 +11,14 @@ import onnx_ir as ir
 from tokc.errors import PassFailed
 from tokc.ir.ops import make_node
 from tokc.ir.program import Program
-from tokc.ir.rewrite import drop, initializer, made_by
-from tokc.passes.quantization.grid import NARROW, WIDE, Grid, NotFinite
-from tokc.passes.quantization.methods import METHODS, Method, MethodName
+from tokc.ir.rewrite import drop, initializer, made_by, parts_of
+from tokc.passes.quantization.calibrated import Job, quantize_in_order
+from tokc.passes.quantization.experts import calibratable, is_experts, joined, quant_moe_linear
+from tokc.passes.quantization.grid import F32, NARROW, WIDE, Grid, NotFinite
+from tokc.passes.quantization.methods import CALIBRATED, Method, MethodName, without_calibration
 from tokc.passes.quantization.pack import Packed, pack
 from tokc.passes.quantization.stored import Stored, stored_weight
-from tokc.passes.quantization.weights import replace_node, weight_readers
+from tokc.passes.quantization.weights import Once, replace_node, weight_readers
 
 PLAIN = 32  # bits of a weight that is left alone
 MAX_KL: Mapping[int, float] = {2: 16.0, 3: 4.0, 4: 1.0, WIDE: 0.1, PLAIN: 0.1}  # nats, by bits
@@ -31,11 +33,14 @@ class QuantizeWeights:
 
     A weight that was stored on a grid (a BlockDequantize in the program) keeps its codes bit by bit, whatever
     its width, and its scales in fp16; one on a grid that no kernel has (groups of 16, codes of 5 bits) goes
-    to 8 bits. `requantize=true` puts those that are wider than asked on the narrower grid. A table that is
-    the embedding and the head at once is stored once. `head_bits=32` leaves a plain embedding and head alone.
+    to 8 bits. `requantize=true` puts those that have as many bits as asked or more, but are on another grid,
+    on the one asked for. A table that is the embedding and the head at once is stored once. `head_bits=32`
+    leaves a plain embedding and head alone.
     `act_group` activation columns share a scale; 0 leaves the activations in f32.
 
-    A weight is quantized when its codes are first read, so that no more than one is held in f32.
+    Methods `rtn`, `rtn-mse` and `hqq` look at a weight alone, when its codes are first read, so that no more
+    than one is held in f32. `gptq` runs the program over a text (`tokc.quality.calibration`), part after
+    part; the embedding and the head, and what goes to 8 bits for want of a kernel, are rounded by `rtn-mse`.
     Saves about ``(32 - bits - 16 / group) / 8`` bytes a weight and decoded token.
     Lossy: weights are rounded, activations too unless ``act_group=0``; with it, kept grids are exact.
     """
@@ -65,10 +70,11 @@ class QuantizeWeights:
     def run(self, program: Program) -> Program:
         copy = program.copy()
         readers = weight_readers(copy.graph)
+        heads = {value for value, nodes in readers.items() if any(_is_head(node) for node in nodes)}
+        ready = self._calibrated(copy, {value: readers[value] for value in readers if value not in heads})
         quantized = False
         for value, nodes in readers.items():
-            head = any(node.op_type == "Gather" or node.outputs[0].is_graph_output() for node in nodes)
-            weight = self._weight(value, head=head)
+            weight = ready.get(value) or self._weight(value, head=value in heads)
             if weight is None:
                 continue
             for node in nodes:
@@ -80,24 +86,46 @@ class QuantizeWeights:
             quantized = True
         return copy if quantized else program
 
+    def _calibrated(
+        self, program: Program, readers: Mapping[ir.Value, list[ir.Node]]
+    ) -> dict[ir.Value, "_Weight"]:
+        """Return the weights that a calibrated method quantizes now."""
+        method, grid = CALIBRATED.get(self.method), self._grid(self.bits)
+        if method is None:
+            return {}
+        jobs, readers = {}, calibratable(readers)
+        for value in readers:
+            source = stored_weight(value) or value.const_value
+            if source is not None and self._goes_to(source, self.bits) == grid:
+                jobs[value] = Job(partial(_read, source), grid)
+        made = quantize_in_order(program, jobs, readers, method, repr(self))
+        return {value: _weight_of(packed, grid) for value, packed in made.items()}
+
     def _grid(self, bits: int) -> Grid:
         return Grid(bits=bits, group=self.group, symmetric=self.symmetric or bits == WIDE)
 
+    def _goes_to(self, source: "Stored | ir.TensorProtocol", bits: int) -> Grid | None:
+        """Return the grid that a weight goes to, or None where it stays as it is or is only narrowed."""
+        if isinstance(source, Stored):
+            kept = source.grid(self.group)
+            if not self.requantize or bits == PLAIN:
+                return None if kept is not None else self._grid(WIDE)
+            stays = kept is not None and (kept.bits < bits or kept == self._grid(bits))
+            return None if stays else self._grid(bits)
+        return None if bits == PLAIN else self._grid(bits)
+
     def _weight(self, value: ir.Value, *, head: bool) -> "_Weight | None":
-        """Return the weight on its grid, or None where it stays as it is."""
-        bits: int = self.head_bits if head else self.bits
+        """Return the weight on its grid, made when it is read, or None where it stays as it is."""
         stored = stored_weight(value)
-        if stored is not None:
-            kept = stored.grid(self.group)
-            if kept is not None and not (self.requantize and kept.bits > bits):
-                return _kept(value, stored, kept)
-            bits = WIDE if bits == PLAIN or not self.requantize else bits
-        elif bits == PLAIN or value.const_value is None:
+        source = stored or value.const_value
+        if source is None:
             return None
-        grid = self._grid(bits)
-        packed = _Deferred(value, stored, METHODS[self.method], grid).tensors()
-        offset = None if packed.offset is None else _made(packed.offset)
-        return _Weight(_made(packed.codes), _made(packed.scale), offset, grid)
+        grid = self._goes_to(source, self.head_bits if head else self.bits)
+        if grid is not None:
+            method = without_calibration(self.method)
+            return _weight_of(_Deferred(str(value.name), source, method, grid).tensors(), grid)
+        kept = None if stored is None else stored.grid(self.group)
+        return None if stored is None or kept is None else _kept(value, stored, kept)
 
     def _node(self, node: ir.Node, weight: "_Weight") -> ir.Node:
         """Return the quantized counterpart of `node`."""
@@ -107,8 +135,10 @@ class QuantizeWeights:
         operands = [weight.codes, weight.scale, weight.offset]
         if node.op_type == "Gather":
             return make_node("QuantEmbedding", [node.inputs[1], *operands], attributes)
-        bias = node.inputs[2] if len(node.inputs) > 2 else None
         attributes["act_group"] = self.act_group
+        if is_experts(node):
+            return quant_moe_linear(node, operands, attributes)
+        bias = node.inputs[2] if len(node.inputs) > 2 else None
         return make_node("QuantLinear", [node.inputs[0], *operands, bias], attributes)
 
 
@@ -126,16 +156,19 @@ class _Weight:
         return tuple(one for one in (self.codes, self.scale, self.offset) if one is not None)
 
 
+def _weight_of(packed: Packed, grid: Grid) -> _Weight:
+    offset = None if packed.offset is None else _made(packed.offset)
+    return _Weight(_made(packed.codes), _made(packed.scale), offset, grid)
+
+
 class _Deferred:
     """Quantize one weight when it is first read, and keep only what was made of it."""
 
-    def __init__(self, value: ir.Value, stored: Stored | None, method: Method, grid: Grid) -> None:
-        self.name, self.method, self.grid = str(value.name), method, grid
-        self.source: ir.TensorProtocol | Stored | None = stored or _tensor(value)
-        shape = (_tensor(value) if stored is None else stored.tensors.codes).shape.numpy()
+    def __init__(self, name: str, source: Stored | ir.TensorProtocol, method: Method, grid: Grid) -> None:
+        self.name, self.grid = name, grid
+        shape = (source.tensors.codes if isinstance(source, Stored) else source).shape.numpy()
         self.rows, self.columns = shape
-        self.packed: Packed | None = None
-        self.lock = Lock()
+        self._result = Once(partial(_quantized, name, source, method, grid))
 
     def tensors(self) -> Packed:
         """Return tensors whose data is made on demand."""
@@ -158,25 +191,26 @@ class _Deferred:
         assert offset is not None, "an asymmetric grid has an offset"
         return offset
 
-    def _result(self) -> Packed:
-        with self.lock:
-            if self.packed is None:
-                self.packed = self._quantize()
-                self.source = None
-            return self.packed
 
-    def _quantize(self) -> Packed:
-        source = self.source
-        assert source is not None, "the source is there until it was quantized"
-        if isinstance(source, Stored):
-            w = source.dequantized()
-        else:
-            w = np.asarray(source.numpy(), dtype=np.float32)
-        try:
-            return pack(self.name, self.method.quantize(w, self.grid))
-        except NotFinite as error:
-            where, hint = f"weight '{self.name}'", "the model's file is damaged"
-            raise PassFailed(str(error), where=where, hint=hint) from error
+def _quantized(name: str, source: Stored | ir.TensorProtocol, method: Method, grid: Grid) -> Packed:
+    try:
+        parts = (source,) if isinstance(source, Stored) else parts_of(source)
+        return pack(name, joined([method.quantize(_read(part), grid) for part in parts]))
+    except NotFinite as error:
+        where, hint = f"weight '{name}'", "the model's file is damaged"
+        raise PassFailed(str(error), where=where, hint=hint) from error
+
+
+def _read(source: Stored | ir.TensorProtocol) -> F32:
+    """Return a weight in f32."""
+    if isinstance(source, Stored):
+        return source.dequantized()
+    return np.asarray(source.numpy(), dtype=np.float32)
+
+
+def _is_head(node: ir.Node) -> bool:
+    """Return whether a node is an embedding or the head."""
+    return node.op_type == "Gather" or node.outputs[0].is_graph_output()
 
 
 def _kept(value: ir.Value, stored: Stored, grid: Grid) -> _Weight:
@@ -191,11 +225,6 @@ def _kept(value: ir.Value, stored: Stored, grid: Grid) -> _Weight:
     assert codes is not None, "BlockDequantize lacks its codes"
     assert scale is not None, "BlockDequantize lacks its scale"
     return _Weight(codes, scale, rest[0] if rest else None, grid)
-
-
-def _tensor(value: ir.Value) -> ir.TensorProtocol:
-    assert value.const_value is not None, f"'{value.name}' is no constant"
-    return value.const_value
 
 
 def _made(tensor: ir.TensorProtocol) -> ir.Value:

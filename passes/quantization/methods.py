@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Literal, Protocol
 
+from tokc.passes.quantization.calibrated import CalibratedMethod
+from tokc.passes.quantization.gptq import Gptq
 from tokc.passes.quantization.grid import F32, Grid, Quantized
 from tokc.passes.quantization.hqq import HalfQuadratic
 from tokc.passes.quantization.rtn import RoundToNearest
@@ -19,9 +21,15 @@ class Method(Protocol):
         """
 
 
-MethodName = Literal["rtn", "rtn-mse", "hqq"]
+MethodName = Literal["rtn", "rtn-mse", "hqq", "gptq"]
 METHODS: Mapping[str, Method] = {
     "rtn": RoundToNearest(),
     "rtn-mse": RoundToNearestMse(),
     "hqq": HalfQuadratic(),
 }
+CALIBRATED: Mapping[str, CalibratedMethod] = {"gptq": Gptq()}
+
+
+def without_calibration(name: str) -> Method:
+    """Return the method, or what goes with one that is calibrated where there is nothing to calibrate on."""
+    return METHODS.get(name, METHODS["rtn-mse"])

@@ -154,23 +154,26 @@ def test_a_program_whose_weights_all_lie_on_a_grid_answers_exactly_alike() -> No
     assert divergence(logits(program, IDS), logits(quantized, IDS)).max_abs_logit_diff < 1e-6
 
 
-def test_requantize_narrows_wide_grids_only() -> None:
+def test_requantize_puts_other_grids_of_enough_bits_on_the_one_asked_for() -> None:
     program = _stored(tiny_program(), ["qkv.weight"], Grid(8, 32))
-    program = _stored(program, ["o.weight"], Grid(4, 64))
-    quantized = QuantizeWeights(requantize=True).run(program)
-    values = quantized.graph.initializers
-    assert values["qkv.weight.q"].dtype == ir.DataType.UINT4
-    assert values["o.weight.scale"].const_value is program.graph.initializers["o.weight.scale"].const_value
-    wide = Grid(8, 32)
-    tensor = program.graph.initializers["qkv.weight.q"].const_value
-    scale = program.graph.initializers["qkv.weight.scale"].const_value
-    codes = values["qkv.weight.q"].const_value
-    assert tensor is not None
-    assert scale is not None
+    program = _stored(program, ["o.weight"], Grid(4, 32, symmetric=False))
+    program = _stored(program, ["gate_up.weight"], Grid(3, 32))
+    program = _stored(program, ["down.weight"], Grid(4, 32))
+    before = program.graph.initializers
+    values = QuantizeWeights(requantize=True).run(program).graph.initializers
+    codes, scale = (before[f"qkv.weight.{part}"].const_value for part in ("q", "scale"))
+    made = values["qkv.weight.q"].const_value
     assert codes is not None
-    expected = Grid(4, 32).quantize(wide.decode(tensor.numpy(), scale.numpy()))
-    np.testing.assert_array_equal(codes.numpy().astype(np.uint8), expected.codes)
-    assert codes.numpy().dtype == ml_dtypes.uint4
+    assert scale is not None
+    assert made is not None
+    assert made.numpy().dtype == ml_dtypes.uint4
+    expected = Grid(4, 32).quantize(Grid(8, 32).decode(codes.numpy(), scale.numpy()))
+    np.testing.assert_array_equal(made.numpy().astype(np.uint8), expected.codes)
+    assert "o.weight.offset" not in values
+    for kept in ("gate_up.weight.q", "down.weight.q"):
+        assert values[kept].const_value is before[kept].const_value
+    values = QuantizeWeights().run(program).graph.initializers
+    assert all(values[name].const_value is before[name].const_value for name in before if ".weight." in name)
 
 
 def test_biases_stay_and_activations_are_rounded_in_the_groups_asked_for() -> None:
