@@ -13,6 +13,7 @@ from tokc.compiler import build, precision
 from tokc.cost.evaluation import Estimate, Evaluation
 from tokc.errors import TokcError
 from tokc.evaluation import Opened, Request, cut, evaluate
+from tokc.task_evaluation import score_tasks
 
 CONTEXT = 128
 
@@ -129,3 +130,16 @@ def test_an_interval_holds_the_mean_it_is_of() -> None:
     assert found.figure == pytest.approx(np.mean(values))
     half = 3.182 * np.std(values, ddof=1) / 2
     assert (found.low, found.high) == pytest.approx((found.figure - half, found.figure + half))
+
+
+def test_an_artifact_answers_tasks_with_its_kernels_and_its_engine(artifact: Path, model: Path) -> None:
+    pytest.importorskip("lm_eval", reason="the extra `eval` is not installed")
+    compiled = score_tasks(artifact, ["tokc"], threads=2)
+    assert [(one.task, one.metric, one.items) for one in compiled] == [
+        ("tokc_answers", "exact_match (answer)", 26),
+        ("tokc_choices", "acc", 48),
+        ("tokc_choices", "acc_norm", 48),
+    ]
+    imported = score_tasks(model, ["tokc_choices"])
+    for one, other in zip(compiled[1:], imported, strict=True):
+        assert one.score.figure == pytest.approx(other.score.figure, abs=4 / 48)  # int8 moves few of 48

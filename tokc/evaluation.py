@@ -28,7 +28,7 @@ BUNDLED = "tokc's evaluation text"
 class Request:
     """What to evaluate; `reference` None looks for the model that the artifact was built from.
 
-    `text` None is the evaluation text of tokc; `tokens` are read in windows spread over the text.
+    `text` None is the evaluation text of tokc; `tokens` are read in windows spread over the text, none if 0.
     """
 
     model: Path
@@ -56,6 +56,8 @@ def evaluate(request: Request, progress: Progress = lambda _: None) -> Evaluatio
     Raises: TokcError if a file is missing, damaged or no model, the text too short, or the two models do not
         read the same tokens.
     """
+    if request.tokens == 0:
+        return Evaluation(request.model.name, _build_of(request.model))
     found, note = _reference_of(request)
     with ExitStack() as stack:
         subject = opened(request.model, stack, request.threads, progress)
@@ -71,7 +73,7 @@ def evaluate(request: Request, progress: Progress = lambda _: None) -> Evaluatio
     sha256 = hashlib.sha256(text.encode()).hexdigest()
     return Evaluation(
         subject=request.model.name,
-        manifest_sha256=manifest_sha256(request.model) if is_artifact(request.model) else None,
+        manifest_sha256=_build_of(request.model),
         tokens=Tokens(name, sha256, len(ids), ids.shape[1], scores.scored),
         perplexity=_perplexity(scores.nll),
         divergence=None if found is None else _divergence(scores, found.name),
@@ -82,6 +84,10 @@ def evaluate(request: Request, progress: Progress = lambda _: None) -> Evaluatio
 def is_artifact(path: Path) -> bool:
     """Return whether a path is an artifact's folder rather than a model."""
     return (path / MANIFEST).is_file()
+
+
+def _build_of(path: Path) -> str | None:
+    return manifest_sha256(path) if is_artifact(path) else None
 
 
 def opened(path: Path, stack: ExitStack, threads: int | None, progress: Progress) -> Opened:

@@ -1,5 +1,6 @@
 """`tokc eval`: what an artifact's or a model's answers are worth."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,6 +10,7 @@ from tokc.cli.console import console, needs_extra, print_json, progress
 
 if TYPE_CHECKING:
     from tokc.cost.evaluation import Evaluation
+    from tokc.evaluation import Request
 
 
 def eval(  # noqa: A001 - the command's name
@@ -22,7 +24,11 @@ def eval(  # noqa: A001 - the command's name
         typer.Option(help="Compare with this model or artifact. [default: what the artifact was built from]"),
     ] = None,
     text: Annotated[Path | None, typer.Option(help="A text of your own. [default: the one of tokc]")] = None,
-    tokens: Annotated[int, typer.Option(min=2, help="Tokens to read, in windows of 512.")] = 8192,
+    tokens: Annotated[int, typer.Option(min=0, help="Tokens to read, in windows of 512.")] = 8192,
+    tasks: Annotated[
+        str | None,
+        typer.Option(help="Tasks for lm-eval, by commas: tokc (all that come with it), names, folders."),
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads. [default: every core]")] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="[default: NAME.eval.json beside an artifact]")
@@ -30,13 +36,14 @@ def eval(  # noqa: A001 - the command's name
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Measure perplexity on a text and, beside a reference, KL, agreement and the ratio of perplexities."""
-    with needs_extra("build", "eval"):
-        from tokc.cost import records
-        from tokc.evaluation import Request, evaluate, is_artifact
-        from tokc.report.quality import evaluation_path
+    from tokc.cost import records
+    from tokc.evaluation import Request, is_artifact
+    from tokc.report.quality import evaluation_path
 
-        with progress() as say:
-            found = evaluate(Request(model, reference, text, tokens, threads), say)
+    names = [name.strip() for name in (tasks or "").split(",") if name.strip()]
+    if tokens == 0 and not names:
+        raise typer.BadParameter("with --tokens 0 there is nothing to do but --tasks")
+    found = _measure(Request(model, reference, text, tokens, threads), names)
     path = out or (evaluation_path(model) if is_artifact(model) else None)
     if path is not None:
         records.write(path, found)
@@ -46,6 +53,19 @@ def eval(  # noqa: A001 - the command's name
         _print(found)
     if path is not None:
         typer.echo(f"written to {path}", err=True)
+
+
+def _measure(request: "Request", tasks: list[str]) -> "Evaluation":
+    from tokc.evaluation import evaluate
+    from tokc.task_evaluation import score_tasks
+
+    with progress() as say:
+        with needs_extra("build", "eval"):
+            found = evaluate(request, say)
+        if not tasks:
+            return found
+        with needs_extra("eval", "eval --tasks"):
+            return replace(found, tasks=score_tasks(request.model, tasks, request.threads, say))
 
 
 def _print(found: "Evaluation") -> None:
