@@ -150,6 +150,12 @@ def test_a_model_that_the_file_would_misstate_is_refused(
         exported(folder, tmp_path / "m.gguf")
 
 
+def test_weights_in_float_formats_are_refused(tmp_path: Path) -> None:
+    folder = tiny_folder("llama", tmp_path / "model", num_hidden_layers=1)
+    with pytest.raises(TokcError, match=r"q_proj\.weight' is in a float format"):
+        exported(folder, tmp_path / "m.gguf", "int4", "fuse-linear,cast-weights{format=e4m3}")
+
+
 def test_an_unknown_dtype_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TokcError, match="unknown dtype 'bf16' of gguf; choose from int4, int8, f16, f32"):
         Export(tmp_path, "gguf", "bf16")

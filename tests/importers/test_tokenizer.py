@@ -139,7 +139,7 @@ def test_every_way_to_cut_text_is_llama_cpps(pre: str, byte_level: Tokenizer, tm
     )  # fmt: skip
     mine = Tokenizer.from_str(gguf_texts(GgufFile.open(path)).tokenizer_json or "")
     theirs = llama_cpp.Llama(str(path), vocab_only=True, verbose=False)
-    # Where letters are told apart by case, llama.cpp cuts at combining marks and the models' own patterns do not.
+    # Where case tells letters apart, llama.cpp cuts at combining marks; the models' own patterns do not.
     words = TEXT.replace("नमस्ते दुनिया.", "") if pre in {"tekken", "gpt-4o"} else TEXT
     for text in (*words.splitlines(), words, DIGITS, "camelCaseWords HTTPServer I'LL it's a/b//c\n/d"):
         assert mine.encode(text).ids == theirs.tokenize(text.encode(), add_bos=False, special=True)

@@ -11,6 +11,8 @@ from tokc.importers.checkpoint import Dense, Grid, Weight, dequantized, lazy, st
 from tokc.ir.program import Assets, ModelConfig, Program
 
 CODES, SCALE, OFFSET = ".q", ".scale", ".offset"
+MATRIX = 2  # dimensions of a weight
+INTEGERS = (ir.DataType.UINT4, ir.DataType.INT8)
 LAYERS = ("model.", "lm_head.")
 
 
@@ -53,6 +55,11 @@ def _stored(program: Program) -> Iterator[tuple[str, Weight]]:
     tensors = {name: value for name, value in program.graph.initializers.items() if name.startswith(LAYERS)}
     for name, value in tensors.items():
         weight, suffix = name.rpartition(".")[::2]
+        if len(static(_constant(value))) > MATRIX:
+            raise TokcError(
+                f"'{name}' holds the weights of several experts, which no export has yet",
+                hint="the model's own folder has them",
+            )
         if f".{suffix}" in {SCALE, OFFSET} and f"{weight}{CODES}" in tensors:
             continue
         if f".{suffix}" == CODES and f"{weight}{SCALE}" in tensors:
@@ -63,6 +70,11 @@ def _stored(program: Program) -> Iterator[tuple[str, Weight]]:
 
 def _grid(name: str, codes: ir.Value, tensors: Mapping[str, ir.Value]) -> Grid:
     reader = next(iter(codes.uses())).node
+    if codes.dtype not in INTEGERS or reader.attributes.get_string("format", ""):
+        raise TokcError(
+            f"weight '{name}' is in a float format, which no export has yet",
+            hint="leave out cast-weights, or quantize to int4 or int8",
+        )
     offset = tensors.get(f"{name}{OFFSET}")
     return Grid(
         q=_constant(codes),
