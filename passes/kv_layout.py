@@ -22,7 +22,12 @@ ROW_WISE = frozenset(
 )
 ON_WEIGHTS = frozenset({"BlockDequantize", "Transpose"})
 HEADS = frozenset({"Linear", "QuantLinear", "MatMul"})
-CACHE_TYPES = {"f32": ir.DataType.FLOAT, "f16": ir.DataType.FLOAT16, "int8": ir.DataType.INT8}
+CACHE_TYPES = {
+    "f32": ir.DataType.FLOAT,
+    "f16": ir.DataType.FLOAT16,
+    "int8": ir.DataType.INT8,
+    "int4": ir.DataType.UINT8,
+}
 BATCH_RANK = 3  # [batch, seq, width]
 SWAP_HEADS = (0, 2, 1, 3)  # [batch, seq, heads, dim] and [batch, heads, seq, dim]
 
@@ -39,14 +44,15 @@ class KvLayout:
     that are asked for: ``Gather(x, logit_rows)`` is put before it. `page` is in tokens. Needs fuse-attention.
 
     Saves the padding of a batch, and the copy of the whole cache that Concat makes each step.
-    Exact with ``dtype=f32`` up to the order of sums; f16 and int8 round keys and values as they are written.
+    Exact with ``dtype=f32`` up to the order of sums; the others round keys and values as they are written,
+    int8 and int4 with a scale a token and head. For int4, queries and keys are turned by a Hadamard matrix.
     """
 
     name: ClassVar[str] = "kv-layout"
     exact: ClassVar[bool] = False
 
     page: int = 16
-    dtype: Literal["f32", "f16", "int8"] = "f16"
+    dtype: Literal["f32", "f16", "int8", "int4"] = "f16"
 
     def __post_init__(self) -> None:
         """Refuse pages without room."""
@@ -59,7 +65,7 @@ class KvLayout:
 
         fp16 alone costs about 1e-6; where activations are rounded too, it moves some by a whole step.
         """
-        return {"f32": 0.0, "f16": 0.02, "int8": 0.1}[self.dtype]
+        return {"f32": 0.0, "f16": 0.02, "int8": 0.1, "int4": 1.0}[self.dtype]
 
     def run(self, program: Program) -> Program:
         layout = Layout(page=self.page, dtype=self.dtype)
@@ -197,20 +203,24 @@ class _Relayout:
             "scale": node.attributes.get_float("scale", config.head_dim**-0.5),
             "window": window,
         }
+        if self.layout.dtype == "int4":
+            attributes["bits"] = 4
         scales = [None] * (5 - len(rotate.outputs))
         operands = [*rotate.outputs, *scales, self.positions, self.sequences, self.block_tables]
         return ir.node("PagedAttention", operands, attributes, domain="tokc")
 
     def _caches(self, layer: int) -> list[ir.Value | None]:
         """Make the cache inputs of a layer: key, value, and their scales or None."""
-        page, heads, dim = self.layout.page, self.config.kv_heads, self.config.head_dim
-        kind = CACHE_TYPES[self.layout.dtype]
+        page, heads = self.layout.page, self.config.kv_heads
+        kind, packed = CACHE_TYPES[self.layout.dtype], self.layout.dtype == "int4"
+        dim = self.config.head_dim // 2 if packed else self.config.head_dim
         made: list[ir.Value | None] = [
             _input(f"kv.{layer}.key", "pages", heads, dim, page, dtype=kind),
             _input(f"kv.{layer}.value", "pages", heads, page, dim, dtype=kind),
         ]
-        scales = [f"kv.{layer}.key_scale", f"kv.{layer}.value_scale"] if self.layout.dtype == "int8" else []
-        made += [_input(name, "pages", heads, page, dtype=ir.DataType.FLOAT) for name in scales]
+        scales = [f"kv.{layer}.key_scale", f"kv.{layer}.value_scale"] if self.layout.scaled else []
+        scale = ir.DataType.FLOAT16 if packed else ir.DataType.FLOAT
+        made += [_input(name, "pages", heads, page, dtype=scale) for name in scales]
         self.caches += [one for one in made if one is not None]
         return made if scales else [*made, None, None]
 

@@ -8,8 +8,8 @@ from typing import NamedTuple, TypeVar
 from tokc.errors import ArtifactRefused
 
 SCHEMA_VERSION = 1
-_KV_ITEM_BYTES = {"f32": 4.0, "f16": 2.0, "int8": 1.0}
-_KV_SCALE_BYTES = 4
+_KV_ITEM_BYTES = {"f32": 4.0, "f16": 2.0, "int8": 1.0, "int4": 0.5}
+_KV_SCALE_BYTES = {"int8": 4, "int4": 2}
 
 _T = TypeVar("_T")
 
@@ -44,7 +44,7 @@ class ModelInfo(NamedTuple):
 
 
 class KvInfo(NamedTuple):
-    """State the layout of the paged cache; `page` in tokens, `dtype` f32, f16 or int8."""
+    """State the layout of the paged cache; `page` in tokens, `dtype` f32, f16, int8 or int4."""
 
     page: int
     dtype: str
@@ -55,9 +55,7 @@ class KvInfo(NamedTuple):
     @property
     def bytes_per_token(self) -> float:
         """Return what one token takes in the cache of all layers, scales included."""
-        head_bytes = self.head_dim * _KV_ITEM_BYTES[self.dtype] + (
-            _KV_SCALE_BYTES if self.dtype == "int8" else 0
-        )
+        head_bytes = self.head_dim * _KV_ITEM_BYTES[self.dtype] + _KV_SCALE_BYTES.get(self.dtype, 0)
         return 2 * self.layers * self.kv_heads * head_bytes
 
 

@@ -77,7 +77,7 @@ class Device:
     summary: str
     runs_here: bool
     dtypes: tuple[str, ...] = ("int2", "int3", "int4", "int8", "f32")
-    caches: tuple[str, ...] = ("f16", "int8", "f32")
+    caches: tuple[str, ...] = ("f16", "int8", "int4", "f32")
     verified: Verified = "run"
 
 

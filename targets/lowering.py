@@ -21,7 +21,12 @@ INPUT_SHAPES: Mapping[str, tuple[str, ...]] = {
     "block_tables": ("seqs", "blocks"),
     "logit_rows": ("rows",),
 }
-CACHE_DTYPES = {ir.DataType.FLOAT: "f32", ir.DataType.FLOAT16: "f16", ir.DataType.INT8: "i8"}
+CACHE_DTYPES = {
+    ir.DataType.FLOAT: "f32",
+    ir.DataType.FLOAT16: "f16",
+    ir.DataType.INT8: "i8",
+    ir.DataType.UINT8: "u8",
+}
 
 
 @dataclass(frozen=True)

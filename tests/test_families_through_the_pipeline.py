@@ -33,7 +33,12 @@ def test_an_unquantized_program_answers_alike_in_the_end(imported: Program, merg
 
 @pytest.mark.parametrize(
     ("options", "dtype"),
-    [("bits=4", "f16"), ("bits=4 symmetric=false head_bits=4", "int8"), ("bits=8", "int8")],
+    [
+        ("bits=4", "f16"),
+        ("bits=4 symmetric=false head_bits=4", "int8"),
+        ("bits=8", "int8"),
+        ("bits=3", "int4"),
+    ],
 )
 def test_a_quantized_program_stays_within_the_bounds_of_its_passes(
     imported: Program, options: str, dtype: str

@@ -23,8 +23,8 @@ def compile(  # noqa: A001 - the field's word for it, and re.compile's precedent
     """Build `model` for `target` and return the artifact's folder.
 
     `model` is a Hugging Face folder or a GGUF file; `passes` a pipeline as text, None for the target's
-    default at `dtype` (int2, int3, int4, int8, f16, f32); `kv_dtype` f32, f16 or int8; `context` in tokens;
-    `out` defaults to NAME.tokc here; `lora` are folders of adapters, merged into the weights in order.
+    default at `dtype` (int2, int3, int4, int8, f16, f32); `kv_dtype` f32, f16, int8 or int4; `context` in
+    tokens; `out` defaults to NAME.tokc here; `lora` are folders of adapters, merged in order.
     Raises: TokcError.
     """
     from tokc.compiler import Request, build, precision

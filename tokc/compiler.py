@@ -26,7 +26,7 @@ Progress = Callable[[str], None]
 DEFAULT_PRECISION = Precision()
 
 WEIGHT_DTYPES = ("int2", "int3", "int4", "int8", "f16", "f32")
-KV_DTYPES: tuple[KvDtype, ...] = ("f16", "int8", "f32")
+KV_DTYPES: tuple[KvDtype, ...] = ("f16", "int8", "int4", "f32")
 WEIGHTS_FILE = "model.safetensors"
 MANIFEST = "manifest.json"
 PREFILL_TOKENS = 512
@@ -151,9 +151,8 @@ def kv_bytes_per_token(program: Program) -> int:
     """Return what one token takes in the cache of all layers; 0 before kv-layout."""
     if program.kv is None:
         return 0
-    config = program.config
-    per_head = {"f32": 4 * config.head_dim, "f16": 2 * config.head_dim, "int8": config.head_dim + 4}
-    return 2 * config.layers * config.kv_heads * per_head[program.kv.dtype]
+    config, kv = program.config, program.kv
+    return int(KvInfo(kv.page, kv.dtype, config.layers, config.kv_heads, config.head_dim).bytes_per_token)
 
 
 def largest_tensor_bytes(program: Program) -> int:

@@ -92,6 +92,8 @@ def emit(
     """
     if program.form != "ragged":
         raise TargetRefused("GPU targets run ragged programs only", hint="add kv-layout to the passes")
+    if program.kv is not None and program.kv.dtype == "int4":
+        raise TargetRefused("GPU targets have no kernel for a cache in int4", hint="the nearest is int8")
     low = Emission(program, bounds(program, architecture, limits), architecture=architecture)
     lower_nodes(
         low,

@@ -75,6 +75,8 @@ def describe(program: Program, platform: Platform, context: int, buckets: tuple[
     """
     if program.form != "ragged" or program.kv is None:
         raise TargetRefused("XLA targets run ragged programs only", hint="add kv-layout to the passes")
+    if program.kv.dtype == "int4":
+        raise TargetRefused("XLA targets have no row for a cache in int4", hint="the nearest is int8")
     axes = shardings(program, platform.chips)
     cache = _cache(program, platform, context, cut=any(axes.attention))
     weights = [_Constant(value, platform) for value in program.graph.initializers.values() if _read(value)]

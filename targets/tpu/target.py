@@ -14,6 +14,7 @@ from tokc.targets.tpu.step import Bucket
 from tokc.targets.tpu.topologies import TOPOLOGIES, topology_here
 
 LIBRARY = "xla.json"
+CACHES = ("f16", "int8", "f32")
 STABLEHLO = "stablehlo"  # what the code is for: StableHLO runs on no one machine
 CPU = Platform("cpu", compute="float32")
 TOKENS, SEQS = (1, 16, 64, 512), (1, 16, 64)
@@ -100,7 +101,7 @@ def cpu_devices() -> tuple[Device, ...]:
     """Return this machine, which runs the step if JAX is here."""
     here = importlib.util.find_spec("jax") is not None
     summary = "StableHLO, compiled when loaded"
-    return (Device("cpu", summary, here, dtypes=("int4", "int8", "f32"), verified="run"),)
+    return (Device("cpu", summary, here, dtypes=("int4", "int8", "f32"), caches=CACHES, verified="run"),)
 
 
 def tpu_devices() -> tuple[Device, ...]:
@@ -112,6 +113,7 @@ def tpu_devices() -> tuple[Device, ...]:
             f"{topology.chips} x {topology.generation.kind}, {topology.hbm_bytes >> 30} GiB",
             topology == here,
             dtypes=("int4", "int8", "f16"),
+            caches=CACHES,
             verified="interpreted",
         )
         for name, topology in TOPOLOGIES.items()

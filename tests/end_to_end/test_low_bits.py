@@ -1,5 +1,7 @@
-"""Tiny models at every width of weights: built whole, held against the program, same bits in every batch."""
+"""Tiny models of few bits, weights and cache: built, held against the program, the same in any batch."""
 
+import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -7,9 +9,10 @@ import pytest
 
 from tests.end_to_end.test_invariance import Way, logits_of
 from tests.tiny_models import tiny_folder
-from tokc.compiler import Request, build, precision
+from tokc.compiler import Request, build, kv_bytes_per_token, precision
 from tokc.runtime.artifact import Artifact
 from tokc.runtime.executors.cpu import CpuExecutor
+from tokc.targets.plan import ITEM_BYTES
 
 BITS = {"int4": 4, "int3": 3, "int2": 2}
 
@@ -20,15 +23,22 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_folder("qwen3", tmp_path_factory.mktemp("models") / "qwen3", hidden_size=96)
 
 
-@pytest.mark.parametrize("dtype", ["int3", "int2"])
+@pytest.mark.parametrize(("dtype", "kv_dtype"), [("int3", "f16"), ("int2", "int4")])
 def test_an_artifact_of_few_bits_answers_as_its_program_in_any_batch(
-    model: Path, tmp_path: Path, dtype: str
+    model: Path, tmp_path: Path, dtype: str, kv_dtype: str
 ) -> None:
-    request = Request(model, precision=precision(dtype, None))
+    request = Request(model, precision=precision(dtype, kv_dtype))
     made = build(request, tmp_path / "few.tokc")  # which compares the kernels with the program
     bits = BITS[dtype]
     linears = [node for node in made.program.graph if node.op_type == "QuantLinear"]
     assert [node.attributes.get_int("bits", 0) for node in linears][:-1] == [bits] * (len(linears) - 1)
+    plan = json.loads((made.artifact / "plan.json").read_text())
+    caches = [buffer for buffer in plan["buffers"] if buffer["space"] == "kv"]
+    page_bytes = sum(ITEM_BYTES[one["dtype"]] * math.prod(one["shape"][1:]) for one in caches)
+    manifest = Artifact.open(made.artifact).manifest
+    assert (
+        page_bytes == manifest.kv.bytes_per_token * manifest.kv.page == 16 * kv_bytes_per_token(made.program)
+    )
     tokens = np.random.default_rng(1).integers(0, 96, 60, dtype=np.int32)
     found = []
     for threads, way in ((1, Way()), (2, Way(chunks=(1, 33, 7), others=(5, 40, 2), seed=3))):

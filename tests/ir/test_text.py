@@ -34,7 +34,7 @@ configs = st.builds(
     bos_token_id=st.none() | sizes,
     eos_token_ids=st.lists(sizes, max_size=3).map(tuple),
 )
-layouts = st.none() | st.builds(KvLayout, page=sizes, dtype=st.sampled_from(["f32", "f16", "int8"]))
+layouts = st.none() | st.builds(KvLayout, page=sizes, dtype=st.sampled_from(["f32", "f16", "int8", "int4"]))
 
 
 def weighted(program: Program) -> Program:

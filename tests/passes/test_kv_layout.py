@@ -6,7 +6,9 @@ import pytest
 from inline_snapshot import snapshot
 
 from tests.passes.tiny import CONFIG, VOCAB, tiny_program
+from tokc.compiler import kv_bytes_per_token
 from tokc.errors import PassFailed
+from tokc.ir.ops import node_cost
 from tokc.ir.program import KvLayout as Layout
 from tokc.passes.kv_layout import KvLayout
 from tokc.passes.quantize_weights import QuantizeWeights
@@ -40,7 +42,7 @@ def test_the_window_is_that_of_the_mask() -> None:
     assert divergence(logits(wide, IDS), logits(narrow, IDS)).max_abs_logit_diff > 1e-3
 
 
-@pytest.mark.parametrize("dtype", ["f16", "int8"])
+@pytest.mark.parametrize("dtype", ["f16", "int8", "int4"])
 def test_a_rounded_cache_stays_within_the_bound_that_the_pass_states(dtype: str) -> None:
     pass_, program = KvLayout(page=4, dtype=dtype), tiny_program(normed=True)  # type: ignore[arg-type]
     measured = divergence(logits(program, IDS), logits(pass_.run(program), IDS, cached_from=9))
@@ -73,6 +75,20 @@ def test_the_form_and_the_layout_are_those_asked_for() -> None:
     assert [value.name for value in paged.graph.outputs] == [
         *("logits", "kv.0.key.out", "kv.0.value.out", "kv.0.key_scale.out", "kv.0.value_scale.out"),
     ]
+
+
+def test_a_cache_of_4_bits_holds_two_codes_a_byte_and_costs_as_much() -> None:
+    paged = KvLayout(page=8, dtype="int4").run(tiny_program())
+    heads, dim = CONFIG.kv_heads, CONFIG.head_dim
+    assert [(value.name, value.dtype, str(value.shape)) for value in paged.graph.inputs[5:]] == [
+        ("kv.0.key", ir.DataType.UINT8, f"[pages,{heads},{dim // 2},8]"),
+        ("kv.0.value", ir.DataType.UINT8, f"[pages,{heads},8,{dim // 2}]"),
+        ("kv.0.key_scale", ir.DataType.FLOAT16, f"[pages,{heads},8]"),
+        ("kv.0.value_scale", ir.DataType.FLOAT16, f"[pages,{heads},8]"),
+    ]
+    attend = next(node for node in paged.graph if node.op_type == "PagedAttention")
+    two, one = (node_cost(attend, 1, context).bytes for context in (2, 1))
+    assert two - one == 2 * heads * (dim / 2 + 2) == kv_bytes_per_token(paged)
 
 
 def test_the_graph_after_the_pass() -> None:

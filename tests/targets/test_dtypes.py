@@ -13,6 +13,8 @@ from tokc.targets.table import TARGETS, named_target
         ("cpu:x86-64-v3", "f16", None, "no kernels for weights in f16; it takes int2, int3, int4, int8, f32"),
         ("cuda:sm_80", "f32", "f16", "no kernels for weights in f32; it takes int4, int8, f16"),
         ("cuda:sm_80", "int3", None, "no kernels for weights in int3; it takes int4, int8, f16"),
+        ("cuda:sm_90", "int4", "int4", "no kernels for a cache in int4; it takes f16, int8"),
+        ("xla:cpu", "int4", "int4", "no kernels for a cache in int4; it takes f16, int8, f32"),
         ("rocm:gfx942", "int4", "f32", "no kernels for a cache in f32; it takes f16, int8"),
     ],
 )

@@ -86,7 +86,9 @@ def build(
     dtype: Annotated[
         str, typer.Option(help="How weights are stored: int2, int3, int4, int8, f16 or f32.")
     ] = "int4",
-    kv_dtype: Annotated[str | None, typer.Option(help="How the cache is stored: f16, int8 or f32.")] = None,
+    kv_dtype: Annotated[
+        str | None, typer.Option(help="How the cache is stored: f16, int8, int4 or f32.")
+    ] = None,
     passes: Annotated[str | None, typer.Option(help="A pipeline of your own; see `tokc passes`.")] = None,
     context: Annotated[int | None, typer.Option(min=1, help="Tokens of context to make room for.")] = None,
     lora: Annotated[list[Path] | None, typer.Option(help="Merge this adapter's folder; repeatable.")] = None,

@@ -8,12 +8,13 @@ the result. Bodies state meaning, not speed; kernels are held against them.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from tokc.ir import nibble_bodies
 from tokc.ir.formats import codes_body, scales_body
 
 Attribute = int | float | str
 
-F32, F16, INT8, INT64 = 1, 10, 3, 7  # onnx.TensorProto.DataType
-CACHE_TYPES: Mapping[str, int] = {"f32": F32, "f16": F16, "int8": INT8}
+F32, F16, INT8, INT64, UINT8 = 1, 10, 3, 7, 2  # onnx.TensorProto.DataType
+CACHE_TYPES: Mapping[str, int] = {"f32": F32, "f16": F16, "int8": INT8, "int4": UINT8}
 
 
 @dataclass(frozen=True)
@@ -120,12 +121,14 @@ def rope_write_kv(call: Call) -> str:
         column = Unsqueeze(positions, last)
         {_rotated(call, "q", call.integer("heads"))}
         {_rotated(call, "k", call.integer("kv_heads"))}
+        {_mixed(call, "q", "heads")}
+        {_mixed(call, "k", "kv_heads")}
         flat = Constant<value_ints=[0, -1]>()
-        q_rot = Reshape(q_turned, flat)
+        q_rot = Reshape({_ready(call, "q")}, flat)
         {_page_of_token("cache_value")}
         place = Concat<axis=-1>(page_column, slot_column)
         value_heads = Constant<value_ints=[0, {call.integer("kv_heads")}, -1]>()
-        key_new = Reshape(k_turned, value_heads)
+        key_new = Reshape({_ready(call, "k")}, value_heads)
         value_new = Reshape(v, value_heads)
         {_written(call, "key", "0, 3, 1, 2", "0, 2, 3, 1")}
         {_written(call, "value", "0, 2, 1, 3", "0, 2, 1, 3")}"""
@@ -296,6 +299,16 @@ def _rotated(call: Call, name: str, heads: int) -> str:
         {name}_turned = RotaryEmbedding({ready}, cos, sin, column)"""
 
 
+def _ready(call: Call, name: str) -> str:
+    return f"{name}_mixed" if call.attributes["dtype"] == "int4" else f"{name}_turned"
+
+
+def _mixed(call: Call, name: str, heads: str) -> str:
+    if call.attributes["dtype"] != "int4":
+        return ""
+    return nibble_bodies.mixed(name, call.integer(heads), 2 * call.dim("cache_value", 3))
+
+
 def _page_of_token(cache: str) -> str:
     """Spell page_column and slot_column [tokens, 1]: the place of each token in the pages."""
     return f"""
@@ -313,11 +326,14 @@ def _written(call: Call, part: str, outer: str, back: str) -> str:
     stored = CACHE_TYPES[str(call.attributes["dtype"])]
     row, scales = f"{part}_row", ""
     convert = f"{row} = Cast<to={stored}>({part}_new)"
+    if stored == UINT8:
+        convert = nibble_bodies.nibbles(part)
     if stored == INT8:
         convert = f"""
         {part}_axis = Constant<value_ints=[2]>()
         {_codes(f"{part}_new", f"{part}_codes", f"{part}_each", f"{part}_axis")}
         {row} = Cast<to={INT8}>({part}_codes)"""
+    if stored in {INT8, UINT8}:
         scales = f"""
         {part}_flat = Squeeze({part}_each, {part}_axis)
         {part}_scale_open = Transpose<perm=[0, 2, 1]>({part}_scale)
@@ -334,7 +350,9 @@ def _written(call: Call, part: str, outer: str, back: str) -> str:
 def _gathered(call: Call, part: str, perm: str) -> str:
     """Spell `part` f32 [1, kv_heads, seqs * blocks * page, dim]: the pages of every sequence in turn."""
     axes = "2, 0, 1, 3"
-    raw, scales = f"{part}_plain", ""
+    raw, scales, plain = f"{part}_plain", "", f"{part}_plain = Cast<to={F32}>({part}_turned)"
+    if call.integer("bits") == 4:
+        plain = nibble_bodies.codes_of_nibbles(part)
     if call.has(f"{part}_scale"):
         raw = f"{part}_scaled"
         scales = f"""
@@ -342,11 +360,12 @@ def _gathered(call: Call, part: str, perm: str) -> str:
         {part}_scale_turned = Transpose<perm=[{axes}]>({part}_scale_pages)
         {part}_scale_axis = Constant<value_ints=[-1]>()
         {part}_scale_last = Unsqueeze({part}_scale_turned, {part}_scale_axis)
-        {part}_scaled = Mul({part}_plain, {part}_scale_last)"""
+        {part}_scale_f32 = Cast<to={F32}>({part}_scale_last)
+        {part}_scaled = Mul({part}_plain, {part}_scale_f32)"""
     return f"""
         {part}_pages = Gather<axis=0>(cache_{part}, block_tables)
         {part}_turned = Transpose<perm=[{perm}]>({part}_pages)
-        {part}_plain = Cast<to={F32}>({part}_turned)
+        {plain}
         {scales}
         {part}_shape = Constant<value_ints=[1, {call.integer("kv_heads")}, -1]>()
         {part}_width = Shape<start=-1>({raw})

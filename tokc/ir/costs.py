@@ -167,7 +167,7 @@ def rope_write_bytes(node: ir.Node, step: Step) -> float:
     """Count queries, keys and values read, queries written, and the cache entries of the tokens written."""
     widths = [static_dim(operand(node, index), 1) for index in (0, 1, 2)]
     read = step.tokens * sum(widths) * ACTIVATION_BYTES
-    kept = step.tokens * (widths[1] + widths[2]) * cache_item_bytes(operand(node, 8), operand(node, 10))
+    kept = 2 * step.tokens * cached_row_bytes(operand(node, 8), operand(node, 10))
     return read + step.tokens * widths[0] * ACTIVATION_BYTES + kept
 
 
@@ -179,8 +179,7 @@ def paged_attention_flops(node: ir.Node, step: Step) -> float:
 def paged_attention_bytes(node: ir.Node, step: Step) -> float:
     """Count the cache of every sequence once, and queries and results."""
     key = operand(node, 1)
-    width = 2 * static_dim(key, 1) * static_dim(key, 2)
-    cache = step.sequences * _seen(node, step) * width * cache_item_bytes(key, operand(node, 3))
+    cache = 2 * step.sequences * _seen(node, step) * cached_row_bytes(key, operand(node, 3))
     return cache + 2 * step.tokens * static_dim(operand(node, 0), 1) * ACTIVATION_BYTES
 
 
@@ -190,11 +189,11 @@ def attention_flops(node: ir.Node, step: Step) -> float:
     return 4.0 * elements(query, step) * step.context
 
 
-def cache_item_bytes(cache: ir.Value | None, scale: ir.Value | None) -> float:
-    """Return the bytes of one cached element, its share of the scale included."""
-    bits = 8.0 * ACTIVATION_BYTES if cache is None or cache.dtype is None else float(cache.dtype.bitwidth)
-    dim = static_dim(cache, 2)
-    return bits / 8 + (4 / dim if scale is not None and dim else 0.0)
+def cached_row_bytes(key: ir.Value | None, scale: ir.Value | None) -> float:
+    """Return the bytes of one token's keys [kv_heads, dim] as they are cached, their scales included."""
+    bits = 8 * ACTIVATION_BYTES if key is None or key.dtype is None else key.dtype.bitwidth
+    scale_bits = 0 if scale is None or scale.dtype is None else scale.dtype.bitwidth
+    return static_dim(key, 1) * (static_dim(key, 2) * bits + scale_bits) / 8
 
 
 def _seen(node: ir.Node, step: Step) -> int:

@@ -9,7 +9,7 @@ import onnx_ir as ir
 from tokc.ir.costs import constant_bytes
 
 Form = Literal["batch", "ragged"]
-KvDtype = Literal["f32", "f16", "int8"]
+KvDtype = Literal["f32", "f16", "int8", "int4"]
 
 OPSET = 23
 IR_VERSION = 11
@@ -57,11 +57,17 @@ class KvLayout:
     """State how the paged cache is laid out; `page` in tokens.
 
     Keys are [pages, kv_heads, dim, page], values [pages, kv_heads, page, dim]; int8 adds one f32 scale a
-    token and head, [pages, kv_heads, page].
+    token and head, [pages, kv_heads, page]. int4 adds one in f16 and holds two codes a byte, elements d and
+    d + dim / 2 of a head: u8 [pages, kv_heads, dim / 2, page] and u8 [pages, kv_heads, page, dim / 2].
     """
 
     page: int
     dtype: KvDtype
+
+    @property
+    def scaled(self) -> bool:
+        """Return whether keys and values are codes with a scale a token and head."""
+        return self.dtype in {"int8", "int4"}
 
 
 @dataclass(frozen=True)

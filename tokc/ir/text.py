@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import get_args
 
 import onnx
 import onnx.parser
@@ -17,7 +18,7 @@ import onnx.printer
 import onnx_ir as ir
 
 from tokc.errors import VerifyFailed
-from tokc.ir.program import Assets, Form, KvLayout, ModelConfig, Program
+from tokc.ir.program import Assets, Form, KvDtype, KvLayout, ModelConfig, Program
 
 CONSTANT_ELEMENTS = 16  # longer or lazy initializers are weights, and not written out
 EMPTY_CONFIG = ModelConfig("none", 1, 1, 1, 1, 1, 1, 1, 1, 1e-5, tied_embedding=False)
@@ -186,7 +187,8 @@ def _kv(facts: Mapping[str, str]) -> KvLayout | None:
     if page is None:
         return None
     dtype = facts[f"{_KEY}kv.dtype"]
-    return KvLayout(page=int(page), dtype="int8" if dtype == "int8" else "f16" if dtype == "f16" else "f32")
+    known: KvDtype = next((one for one in get_args(KvDtype) if one == dtype), "f32")
+    return KvLayout(page=int(page), dtype=known)
 
 
 def _read(text: str, kind: str) -> object:

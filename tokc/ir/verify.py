@@ -149,7 +149,7 @@ def _verify_interface(program: Program) -> None:
     else:
         if program.kv is None:
             raise VerifyFailed("a ragged program states no layout of its cache", hint="run kv-layout")
-        scales = ("key_scale", "value_scale") if program.kv.dtype == "int8" else ()
+        scales = ("key_scale", "value_scale") if program.kv.scaled else ()
         caches = [f"kv.{layer}.{kind}" for layer in layers for kind in ("key", "value", *scales)]
         expected = [*RAGGED_INPUTS, *caches]
         made = ["logits", *(f"{name}.out" for name in caches)]

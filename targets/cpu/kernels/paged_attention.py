@@ -28,7 +28,13 @@ from tokc.errors import TargetRefused
 from tokc.targets.cpu.isa import Isa
 from tokc.targets.cpu.kernels.quantize import output_args, output_tag
 from tokc.targets.cpu.kernels.rms_norm import float_tag
-from tokc.targets.cpu.kernels.rope_write_kv import PAGE, cache_args, require_cache
+from tokc.targets.cpu.kernels.rope_write_kv import (
+    PAGE,
+    SCALE_TYPES,
+    cache_args,
+    require_cache,
+    stored_dim,
+)
 
 BLOCK_PAGES = 4
 BLOCK = BLOCK_PAGES * PAGE
@@ -75,6 +81,16 @@ class PagedAttention:
         batch = ("positions", "sequences", "block_tables", "info", "scratch")
         outputs = output_args(keep_float=self.keep_float, quantize=self.quantize)
         return ("q", *cache_args(self.kv_dtype), *batch, *outputs)
+
+    @property
+    def scaled(self) -> bool:
+        """Return whether the cache has scales."""
+        return self.kv_dtype in SCALE_TYPES
+
+    @property
+    def stored_dim(self) -> int:
+        """Return how many items a cached head takes."""
+        return stored_dim(self.dim, self.kv_dtype)
 
     @property
     def group(self) -> int:

@@ -18,7 +18,7 @@ from tokc.targets.cpu.kernels.paged_attention import (
 )
 from tokc.targets.cpu.kernels.paged_attention_softmax import LOWEST, power
 from tokc.targets.cpu.kernels.paged_attention_tile import Decode, Place, Prefill, Source
-from tokc.targets.cpu.kernels.rope_write_kv import CACHE_TYPES, PAGE
+from tokc.targets.cpu.kernels.rope_write_kv import CACHE_TYPES, PAGE, SCALE_TYPES
 from tokc.targets.cpu.kernels.row_bodies import HALVES, GroupWriter
 from tokc.targets.cpu.kernels.tir import Arguments, Expr, function, splat
 from tokc.targets.cpu.kernels.vector_math import (
@@ -91,12 +91,12 @@ class Body:
         self.at = {name: keep(base + offset) for name, offset in spec.scratch_offsets.items()}
         names = ("positions", "sequences", "block_tables", "info")
         self.integers = {name: arguments.buffer(name, "int32") for name in names}
-        scales = ("key_scale", "value_scale") if spec.kv_dtype == "int8" else ()
+        scales = ("key_scale", "value_scale") if spec.scaled else ()
         self.source = Source(
             spec=spec,
             keys=arguments.buffer("cache_key", CACHE_TYPES[spec.kv_dtype]),
             values=arguments.buffer("cache_value", CACHE_TYPES[spec.kv_dtype]),
-            scales={name: arguments.buffer(name, "float32") for name in scales},
+            scales={name: arguments.buffer(name, SCALE_TYPES[spec.kv_dtype]) for name in scales},
             block_tables=self.integers["block_tables"],
             scratch=self.scratch,
             at=self.at,

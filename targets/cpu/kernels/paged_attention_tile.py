@@ -3,6 +3,7 @@
 Both variants do the same operations for a row; they differ in how many rows share a vector of the cache.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,6 +15,7 @@ from tokc.targets.cpu.kernels.paged_attention_softmax import MASKED, power, weig
 from tokc.targets.cpu.kernels.rope_write_kv import PAGE
 from tokc.targets.cpu.kernels.tir import Buffer, Expr, Registers, prefetch, splat
 from tokc.targets.cpu.kernels.vector_math import (
+    I32,
     LANES,
     constant,
     fma,
@@ -26,7 +28,7 @@ from tokc.targets.cpu.kernels.vector_math import (
     widen,
 )
 
-ITEM_BYTES = {"f32": 4, "f16": 2, "int8": 1}
+ITEM_BYTES = {"f32": 4, "f16": 2, "int8": 1, "int4": 1}
 LINE_BYTES = 64
 Pages = tuple[Expr, Expr]
 Rows = tuple[Expr, int]
@@ -49,23 +51,33 @@ class Source:
         index = T.Cast("int64", self.block_tables[table + page])
         return keep(index * T.int64(self.spec.kv_heads) + T.Cast("int64", kv_head))
 
-    def cached(self, buffer: Buffer, start: Expr, offset: Expr) -> Expr:
-        """Return 16 elements at start + offset as f32; `start` in 64 bits."""
+    def cached(self, buffer: Buffer, start: Expr, offset: Expr) -> list[Expr]:
+        """Return 16 items at start + offset as f32; `start` in 64 bits.
+
+        An int4 cache has two codes an item, so two vectors: elements of the head's first and second half.
+        """
         vector = buffer[T.Ramp(start + T.Cast("int64", offset), T.int64(1), LANES)]
-        return keep(vector) if self.spec.kv_dtype == "f32" else widen(vector)
+        if self.spec.kv_dtype == "f32":
+            return [keep(vector)]
+        if self.spec.kv_dtype == "int4":
+            codes = keep(T.Cast(I32, vector))
+            low, high = codes & splat(15, LANES), codes >> splat(4, LANES)
+            return [widen(code - splat(8, LANES)) for code in (low, high)]
+        return [widen(vector)]
 
     def scale(self, name: str, block: Expr) -> Expr:
         """Return the 16 scales of a page."""
-        return keep(self.scales[name][T.Ramp(block * T.int64(PAGE), T.int64(1), LANES)])
+        scales = self.scales[name][T.Ramp(block * T.int64(PAGE), T.int64(1), LANES)]
+        return widen(scales) if self.spec.kv_dtype == "int4" else keep(scales)
 
     @property
     def line(self) -> int:
-        """Return how many elements a cache line holds."""
+        """Return how many items a cache line holds."""
         return LINE_BYTES // ITEM_BYTES[self.spec.kv_dtype]
 
     def fetch(self, buffer: Buffer, block: Expr, offset: Expr) -> None:
-        """Ask for the cache line of an element of a (page, head) pair's keys or values."""
-        prefetch(buffer[block * T.int64(self.spec.dim * PAGE) + T.Cast("int64", offset)])
+        """Ask for the cache line of an item of a (page, head) pair's keys or values."""
+        prefetch(buffer[block * T.int64(self.spec.stored_dim * PAGE) + T.Cast("int64", offset)])
 
     def fetch_scales(self, block: Expr) -> None:
         """Ask for the scales of a (page, head) pair."""
@@ -110,11 +122,11 @@ class Walk:
 
     def start(self, index: Expr) -> Expr:
         """Return where the keys or values of the block's page `index` begin."""
-        return self.blocks[index] * T.int64(self.spec.dim * PAGE)
+        return self.blocks[index] * T.int64(self.spec.stored_dim * PAGE)
 
     def copy_value_scales(self, present: Pages, end: Expr) -> None:
         """Put the scales of the block's values side by side, 0 where no position was written."""
-        if self.spec.kv_dtype != "int8":
+        if not self.spec.scaled:
             return
         with T.serial(*present) as index:
             scales = self.source.scale("value_scale", self.blocks[index])
@@ -124,7 +136,7 @@ class Walk:
 
     def write_scores(self, row: Expr, index: Expr, score: Expr) -> None:
         """Write a row's scores of the block's page `index`."""
-        if self.spec.kv_dtype == "int8":
+        if self.spec.scaled:
             score = multiply(score, self.source.scale("key_scale", self.blocks[index]))
         store(self.scratch, self.at["weights"] + row * BLOCK + index * PAGE, score)
 
@@ -154,7 +166,7 @@ class Walk:
         place = self.at["sum"] + row * LANES
         store(scratch, place, fma(load(scratch, place), decay, block_sum))
         for page, share in enumerate(shares):
-            if spec.kv_dtype == "int8":
+            if spec.scaled:
                 scales = load(scratch, self.at["value_scales"] + page * PAGE)
                 store(scratch, weights + page * PAGE, multiply(share, scales))
             else:
@@ -179,7 +191,7 @@ class Walk:
 
     def fetch_next(self, buffer: Buffer) -> None:
         """Ask for the next block's keys or values."""
-        with T.serial(0, self.spec.dim * PAGE // self.source.line) as line:
+        with T.serial(0, self.spec.stored_dim * PAGE // self.source.line) as line:
             for i in range(BLOCK_PAGES):
                 self.source.fetch(buffer, self.ahead[i], line * self.source.line)
 
@@ -191,22 +203,22 @@ class Walk:
             sums[i] = constant(0.0)
         starts = [] if copied else [keep(self.start(index)) for index in indexes]
         together = self.source.line // LANES
-        with T.serial(0, spec.dim // together) as line:
+        with T.serial(0, spec.stored_dim // together) as line:
             if fetch:
                 for index in indexes:
                     self.source.fetch(self.source.keys, self.ahead[index], line * self.source.line)
             for step in range(together):
-                d = keep(line * together + step)
+                item = keep(line * together + step)
+                dims = range(0, spec.dim, spec.stored_dim)
                 if copied:
-                    keys = [
-                        load(self.scratch, self.at["keys"] + d * BLOCK + index * PAGE) for index in indexes
-                    ]
+                    places = [self.at["keys"] + item * BLOCK + index * PAGE for index in indexes]
+                    keys = [[load(self.scratch, at + d * BLOCK) for d in dims] for at in places]
                 else:
-                    keys = [self.source.cached(self.source.keys, start, d * PAGE) for start in starts]
-                for i in range(count):
-                    q = splat(self.scratch[self.at["q"] + (row + i) * spec.dim + d], LANES)
+                    keys = [self.source.cached(self.source.keys, start, item * PAGE) for start in starts]
+                for i, (part, d) in itertools.product(range(count), enumerate(dims)):
+                    q = splat(self.scratch[self.at["q"] + (row + i) * spec.dim + item + d], LANES)
                     for j, key in enumerate(keys):
-                        sums[i * len(keys) + j] = fma(q, key, sums[i * len(keys) + j])
+                        sums[i * len(keys) + j] = fma(q, key[part], sums[i * len(keys) + j])
         for i in range(count):
             for j, index in enumerate(indexes):
                 self.write_scores(row + i, index, sums[i * len(indexes) + j])
@@ -223,21 +235,32 @@ class Walk:
                 begin = keep(T.max(span[0] - before, 0))
                 with T.serial(begin, T.min(span[1] - before, PAGE)) as slot:
                     if fetch and first == 0:
-                        for offset in range(0, spec.dim, self.source.line):
-                            self.source.fetch(self.source.values, self.ahead[index], slot * spec.dim + offset)
+                        for offset in range(0, spec.stored_dim, self.source.line):
+                            place = slot * spec.stored_dim + offset
+                            self.source.fetch(self.source.values, self.ahead[index], place)
                     if copied:
                         place = keep(self.at["values"] + (before + slot) * spec.dim + first * LANES)
                         values = [load(self.scratch, place + j * LANES) for j in range(size)]
                     else:
-                        place = keep(slot * spec.dim + first * LANES)
-                        places = [place + j * LANES for j in range(size)]
-                        values = [self.source.cached(self.source.values, start, at) for at in places]
+                        values = self.values(start, keep(slot * spec.stored_dim), columns)
                     for i in range(count):
                         at = self.at["weights"] + (row + i) * BLOCK + before + slot
                         weight = splat(self.scratch[at], LANES)
                         for j, value in enumerate(values):
                             results[i * size + j] = fma(weight, value, results[i * size + j])
             self.store_results(row, count, columns, results)
+
+    def values(self, start: Expr, place: Expr, columns: tuple[int, int]) -> list[Expr]:
+        """Return vectors [first, first + size) of the head's values that begin at `place`."""
+        a_half = self.spec.stored_dim // LANES
+        found: dict[int, list[Expr]] = {}
+        vectors = []
+        for column in range(columns[0], columns[0] + columns[1]):
+            item = column % a_half
+            if item not in found:
+                found[item] = self.source.cached(self.source.values, start, place + item * LANES)
+            vectors.append(found[item][column // a_half])
+        return vectors
 
 
 class Decode(Walk):
@@ -302,9 +325,10 @@ class Prefill(Walk):
         """Widen the block's keys."""
         with T.serial(*present) as index:
             start = keep(self.start(index))
-            with T.serial(0, self.spec.dim) as d:
-                key = self.source.cached(self.source.keys, start, d * PAGE)
-                store(self.scratch, self.at["keys"] + d * BLOCK + index * PAGE, key)
+            with T.serial(0, self.spec.stored_dim) as item:
+                place = keep(self.at["keys"] + item * BLOCK + index * PAGE)
+                for part, key in enumerate(self.source.cached(self.source.keys, start, item * PAGE)):
+                    store(self.scratch, place + part * self.spec.stored_dim * BLOCK, key)
 
     def weighted_values(self, present: Pages, span: Pages) -> None:
         """Add the block's positions to the results."""
@@ -318,10 +342,12 @@ class Prefill(Walk):
     def copy_values(self, present: Pages, span: Pages) -> None:
         """Widen the positions [*span) of the block; others may be unwritten."""
         spec = self.spec
-        columns = spec.dim // LANES
+        columns = spec.stored_dim // LANES
         with T.serial(*present) as index:
             start, before = keep(self.start(index)), keep(index * PAGE)
             begin = keep(T.max(span[0] - before, 0) * columns)
             with T.serial(begin, T.min(span[1] - before, PAGE) * columns) as i:
-                value = self.source.cached(self.source.values, start, i * LANES)
-                store(self.scratch, self.at["values"] + before * spec.dim + i * LANES, value)
+                slot, column = keep(before + i // columns), keep(i % columns)
+                place = keep(self.at["values"] + slot * spec.dim + column * LANES)
+                for part, value in enumerate(self.source.cached(self.source.values, start, i * LANES)):
+                    store(self.scratch, place + part * spec.stored_dim, value)

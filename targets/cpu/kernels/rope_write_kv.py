@@ -7,6 +7,9 @@ Shapes: q, k, v f32[rows, *_stride]; cos, sin f32[positions, dim / 2]; q_norm, k
         positions, sequences i32[rows]; block_tables i32[seqs, info[3]]; q_out f32[rows, heads * dim];
         cache_key [pages, kv_heads, dim, page], cache_value [pages, kv_heads, page, dim];
         key_scale, value_scale f32[pages, kv_heads, page] for an int8 cache: absmax / 127 over dim.
+An int4 cache has bytes in the place of dim / 2 elements, d in the low nibble and d + dim / 2 in the high one,
+and f16 scales: element = (code - 8) * scale, the one furthest from zero being code 0. Its queries and keys
+are turned by a Hadamard matrix (`hadamard.py`), which leaves their products as they are.
 An f16 cache holds finite values: what is beyond its range is written as its largest number.
 """
 
@@ -18,7 +21,8 @@ from tokc.targets.cpu.isa import Isa
 from tokc.targets.cpu.kernels.rms_norm import float_tag
 
 PAGE = 16
-CACHE_TYPES = {"f32": "float32", "f16": "float16", "int8": "int8"}
+CACHE_TYPES = {"f32": "float32", "f16": "float16", "int8": "int8", "int4": "uint8"}
+SCALE_TYPES = {"int8": "float32", "int4": "float16"}
 
 
 @dataclass(frozen=True)
@@ -64,8 +68,13 @@ class RopeWriteKV:
 
 def cache_args(kv_dtype: str) -> tuple[str, ...]:
     """Return the cache's pointer arguments."""
-    scales = ("key_scale", "value_scale") if kv_dtype == "int8" else ()
+    scales = ("key_scale", "value_scale") if kv_dtype in SCALE_TYPES else ()
     return ("cache_key", "cache_value", *scales)
+
+
+def stored_dim(dim: int, kv_dtype: str) -> int:
+    """Return how many items of its type a cached head takes."""
+    return dim // 2 if kv_dtype == "int4" else dim
 
 
 def require_cache(page: int, dim: int, kv_dtype: str) -> None:

@@ -6,7 +6,8 @@ from typing import Any
 
 from tvm.tirx.script.builder import ir as T
 
-from tokc.targets.cpu.kernels.rope_write_kv import CACHE_TYPES, RopeWriteKV
+from tokc.targets.cpu.kernels.hadamard import turn
+from tokc.targets.cpu.kernels.rope_write_kv import CACHE_TYPES, SCALE_TYPES, RopeWriteKV, stored_dim
 from tokc.targets.cpu.kernels.tir import Arguments, Buffer, Expr, Registers, function, splat, zeros
 from tokc.targets.cpu.kernels.vector_math import (
     I32,
@@ -15,6 +16,7 @@ from tokc.targets.cpu.kernels.vector_math import (
     fma,
     keep,
     largest,
+    least,
     load,
     magnitude,
     multiply,
@@ -45,9 +47,10 @@ class Body:
         self.integers = {name: arguments.buffer(name, "int32") for name in names}
         self.keys = arguments.buffer("cache_key", CACHE_TYPES[spec.kv_dtype])
         self.values = arguments.buffer("cache_value", CACHE_TYPES[spec.kv_dtype])
-        if spec.kv_dtype == "int8":
-            self.key_scales = arguments.buffer("key_scale", "float32")
-            self.value_scales = arguments.buffer("value_scale", "float32")
+        kind = SCALE_TYPES.get(spec.kv_dtype)
+        self.key_scales = arguments.buffer("key_scale", kind) if kind else None
+        self.value_scales = arguments.buffer("value_scale", kind) if kind else None
+        self.stored_dim = stored_dim(spec.dim, spec.kv_dtype)
         self.head = vectors(self.vectors)
 
     def emit(self) -> None:
@@ -85,6 +88,8 @@ class Body:
             low, high = keep(self.head[i]), keep(self.head[i + half])
             self.head[i] = fma(low, cos, multiply(keep(constant(0.0) - high), sin))
             self.head[i + half] = fma(high, cos, multiply(low, sin))
+        if self.spec.kv_dtype == "int4":
+            turn(self.head, self.spec.dim)
 
     def normed(self, weight: str) -> None:
         """Replace the head by its RMS norm."""
@@ -108,9 +113,9 @@ class Body:
         """Scatter the head into its page's column."""
         spec = self.spec
         block, slot = self.place(row, kv_head)
-        start = keep(block * T.int64(spec.dim * spec.page) + slot)
-        with self.stored(self.key_scales if spec.kv_dtype == "int8" else None, block, slot) as head:
-            for i in range(self.vectors):
+        start = keep(block * T.int64(self.stored_dim * spec.page) + slot)
+        with self.stored(self.key_scales, block, slot) as head:
+            for i in range(self.stored_dim // LANES):
                 vector = keep(head[i])
                 for lane in range(LANES):
                     element = T.Shuffle([vector], [lane])
@@ -120,9 +125,9 @@ class Body:
         """Write the head as its page's row."""
         spec = self.spec
         block, slot = self.place(row, kv_head)
-        start = keep((block * T.int64(spec.page) + slot) * T.int64(spec.dim))
-        with self.stored(self.value_scales if spec.kv_dtype == "int8" else None, block, slot) as head:
-            for i in range(self.vectors):
+        start = keep((block * T.int64(spec.page) + slot) * T.int64(self.stored_dim))
+        with self.stored(self.value_scales, block, slot) as head:
+            for i in range(self.stored_dim // LANES):
                 index = T.Ramp(start + T.int64(i * LANES), T.int64(1), LANES)
                 T.buffer_store(self.values, head[i], [index])
 
@@ -138,6 +143,9 @@ class Body:
             clamped = [T.max(T.min(self.head[i], limit), constant(-F16_LARGEST)) for i in range(self.vectors)]
             yield [T.Cast(f"float16x{LANES}", keep(vector)) for vector in clamped]
             return
+        if self.spec.kv_dtype == "int4":
+            yield self.nibbles(scales, block, slot)
+            return
         peak = keep(magnitude(self.head[0]))
         for i in range(1, self.vectors):
             peak = keep(T.max(peak, magnitude(self.head[i])))
@@ -146,3 +154,23 @@ class Body:
         T.buffer_store(scales, scale, [block * T.int64(self.spec.page) + slot])
         quants = [nearest(multiply(self.head[i], splat(inverse, LANES))) for i in range(self.vectors)]
         yield [T.Cast(f"int8x{LANES}", T.Cast(I32, quant)) for quant in quants]
+
+    def nibbles(self, scales: Buffer, block: Expr, slot: Expr) -> list[Expr]:
+        """Return the head's codes of 4 bits, two a byte, their scale written."""
+        top, bottom = keep(self.head[0]), keep(self.head[0])
+        for i in range(1, self.vectors):
+            top, bottom = keep(T.max(top, self.head[i])), keep(T.min(bottom, self.head[i]))
+        high, low = keep(largest(top)), keep(least(bottom))
+        step = keep(T.Select(T.float32(0) - low > high, low, high) * T.float32(-0.125))
+        limit = T.float32(F16_LARGEST)
+        half = keep(T.Cast("float16", keep(T.max(T.min(step, limit), T.float32(0) - limit))))
+        T.buffer_store(scales, half, [block * T.int64(self.spec.page) + slot])
+        scale = keep(T.Cast("float32", half))
+        inverse = keep(T.Select(scale != T.float32(0), T.float32(1) / scale, T.float32(0)))
+        codes = []
+        for i in range(self.vectors):
+            code = keep(nearest(multiply(self.head[i], splat(inverse, LANES))) + constant(8.0))
+            codes.append(keep(T.Cast(I32, keep(T.max(T.min(code, constant(15.0)), constant(0.0))))))
+        count = self.vectors // 2
+        pairs = zip(codes[:count], codes[count:], strict=True)
+        return [T.Cast(f"uint8x{LANES}", low | (high << splat(4, LANES))) for low, high in pairs]

@@ -107,6 +107,11 @@ def largest(vector: Expr) -> Expr:
     return fold(vector, T.max)
 
 
+def least(vector: Expr) -> Expr:
+    """Return the smallest lane."""
+    return fold(vector, T.min)
+
+
 def magnitude(vector: Expr) -> Expr:
     """Return |x|."""
     return keep(intrinsic(F32, "llvm.fabs", vector))

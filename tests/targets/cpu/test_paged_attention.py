@@ -24,6 +24,8 @@ SHAPES = (
     (9, 3, 64, "int8", 0),
     (6, 2, 32, "int8", 20),
     (14, 2, 64, "f32", 33),
+    (9, 3, 64, "int4", 0),
+    (8, 2, 96, "int4", 25),
 )
 # Positions at the edges of pages and of blocks of 64, a long chunk, decodes beside it.
 CHUNKS = [(0, 1), (15, 16), (16, 17), (63, 64), (64, 65), (0, 77), (120, 150), (200, 201)]
@@ -153,7 +155,7 @@ def test_parts_of_a_sequence_may_end_in_any_order(isa: Isa, load_kernels: Any, a
         assert same(case.run(library, case.batch, case.q, 3, together=True), alone)
 
 
-@pytest.mark.parametrize("index", [0, 4, 6], ids=lambda index: "-".join(map(str, SHAPES[index])))
+@pytest.mark.parametrize("index", [0, 4, 6, 7], ids=lambda index: "-".join(map(str, SHAPES[index])))
 def test_parts_of_a_run_of_several_tokens_keep_apart(
     index: int, isa: Isa, load_kernels: Any, align: Align
 ) -> None:
