@@ -71,6 +71,11 @@ class ProgramRun:
         self.close()
 
 
+def feeds_of(program: Program, ids: I64) -> dict[str, Array]:
+    """Return the inputs of one step over ids [sequences, tokens], the cache empty."""
+    return _state(program, ids).feeds(ids, 0)
+
+
 def _f32(logits: Array) -> F32:
     return np.asarray(logits, np.float32)
 
