@@ -121,6 +121,7 @@ class Core:
                 else:
                     self._settle(sequence, len(draft), held)
             ready, held = on, held + 1
+        self.counters.generated_tokens += len(events)
         return events
 
     def _settle(self, sequence: Sequence, drafted: int, held: int) -> None:

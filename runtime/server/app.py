@@ -21,6 +21,7 @@ from tokc.runtime.engine import Engine
 from tokc.runtime.server import endpoints
 from tokc.runtime.server.completions import chat_completions, completions
 from tokc.runtime.server.errors import SERVER, ApiError, api_error
+from tokc.runtime.server.page import page_routes
 from tokc.runtime.server.service import Call, Service, call_of
 from tokc.runtime.server.settings import Settings
 
@@ -54,6 +55,7 @@ def app_of(service: Service) -> Starlette:
         Route("/tokenize", keyed(endpoints.tokenize(service)), methods=["POST"]),
         Route("/detokenize", keyed(endpoints.detokenize(service)), methods=["POST"]),
         Route("/metrics", keyed(endpoints.metrics(service))),
+        *page_routes(),
         Route("/health", endpoints.health(service)),
         Route("/ready", endpoints.ready(service)),
         Route("/version", endpoints.version),

@@ -24,6 +24,9 @@ def _samples(counters: Counters, gauges: Gauges) -> Iterator[str]:
         "tokc_prompt_tokens_total": ("prompt tokens of finished requests", counters.prompt_tokens),
         "tokc_cached_tokens_total": ("prompt tokens found in the prefix cache", counters.cached_tokens),
         "tokc_output_tokens_total": ("output tokens of finished requests", counters.output_tokens),
+        "tokc_generation_tokens_total": ("output tokens, as they are made", counters.generated_tokens),
+        "tokc_prefill_seconds_total": ("time of steps for prompts", counters.prefill_s),
+        "tokc_decode_seconds_total": ("time of steps for answers", counters.decode_s),
         "tokc_preemptions_total": ("sequences put back for want of pages", gauges.preemptions),
     }
     for name, (text, value) in totals.items():
