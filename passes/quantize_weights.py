@@ -19,6 +19,7 @@ from tokc.passes.quantization.methods import CALIBRATED, Method, MethodName, wit
 from tokc.passes.quantization.pack import Packed, pack
 from tokc.passes.quantization.stored import Stored, stored_weight
 from tokc.passes.quantization.weights import Once, replace_node, weight_readers
+from tokc.quality.calibration import calibration
 
 PLAIN = 32  # bits of a weight that is left alone
 MAX_KL: Mapping[int, float] = {2: 16.0, 3: 4.0, 4: 1.0, WIDE: 0.1, PLAIN: 0.1}  # nats, by bits
@@ -84,6 +85,8 @@ class QuantizeWeights:
                 if not made.is_initializer():
                     copy.graph.register_initializer(made)
             quantized = True
+        if ready:
+            copy = calibration().record(copy)
         return copy if quantized else program
 
     def _calibrated(
@@ -91,7 +94,7 @@ class QuantizeWeights:
     ) -> dict[ir.Value, "_Weight"]:
         """Return the weights that a calibrated method quantizes now."""
         method, grid = CALIBRATED.get(self.method), self._grid(self.bits)
-        if method is None:
+        if method is None or calibration().shapes_only:
             return {}
         jobs, readers = {}, calibratable(readers)
         for value in readers:

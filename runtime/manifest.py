@@ -75,7 +75,10 @@ class FileInfo(NamedTuple):
 
 
 class Manifest(NamedTuple):
-    """Describe an artifact; `pipeline` is its passes as text, `provenance` the sha256 of each source."""
+    """Describe an artifact; `pipeline` is its passes as text, `provenance` the sha256 of each source.
+
+    `calibration` says which text its weights were fitted to, if they were: name, size and sha256.
+    """
 
     tokc_version: str
     name: str
@@ -87,6 +90,7 @@ class Manifest(NamedTuple):
     pipeline: str = ""
     licence: str | None = None
     provenance: Mapping[str, str] = {}
+    calibration: Mapping[str, str] = {}
 
     @property
     def weight_bytes(self) -> int:
@@ -128,6 +132,7 @@ class Manifest(NamedTuple):
             pipeline=root.get("pipeline", str),
             licence=root.optional("licence", str),
             provenance=root.table("provenance", str),
+            calibration=root.table("calibration", str) if "calibration" in root.value else {},
         )
 
 

@@ -1,5 +1,6 @@
 """From a model's files to an artifact: import, passes, lowering, writing."""
 
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from tokc.ir.execute import onnx_bytes
 from tokc.ir.ops import node_cost
 from tokc.ir.program import KvDtype, Program
 from tokc.pipeline import Pipeline
+from tokc.quality.calibration import Calibration, calibrating
 from tokc.runtime.manifest import FileInfo, KvInfo, LimitsInfo, Manifest, ModelInfo
 from tokc.runtime.tokenizer import VOCABULARY
 from tokc.targets.base import BoundTarget, Limits, Lowered, Precision
@@ -38,7 +40,8 @@ BASE_BYTES = 600 << 20
 class Request:
     """What to build: `passes` None is the target's default, `context` None the model's up to 8192 tokens.
 
-    `lora` are folders of adapters, merged into the weights in order.
+    `lora` are folders of adapters, merged into the weights in order. `calibration_text` is what calibrated
+    passes run over, None the text of tokc; `unfinished` a folder by which they go on after an interruption.
     """
 
     model: Path
@@ -51,6 +54,14 @@ class Request:
     print_after: tuple[str, ...] = ()
     stop_after: str | None = None
     lora: tuple[Path, ...] = ()
+    calibration_text: Path | None = None
+    unfinished: Path | None = None
+
+    def calibration(self, progress: Progress) -> Calibration:
+        """Return what passes calibrate on. Raises: TokcError if its text cannot be read."""
+        text = self.calibration_text
+        on = Calibration() if text is None else Calibration.of_file(text)
+        return replace(on, progress=progress, unfinished=self.unfinished)
 
 
 @dataclass(frozen=True)
@@ -111,12 +122,14 @@ def build(request: Request, out: Path, progress: Progress = lambda _: None) -> B
     Raises: TokcError of the stage that refused; nothing is left at `out` then.
     """
     bound, pipeline = prepare(request)
+    calibration = request.calibration(progress)
     progress(f"import {request.model}")
     program = import_model(request.model, context=request.context, lora=request.lora)
     instruments = Instruments(
         check=request.check, dump_ir=request.dump_ir, print_after=request.print_after, progress=progress
     )
-    program = instruments.run(pipeline, program, stop_after=request.stop_after)
+    with calibrating(calibration):
+        program = instruments.run(pipeline, program, stop_after=request.stop_after)
     if request.stop_after is not None:
         return Build(None, program, instruments.ledger, str(pipeline))
     progress(f"lower for {bound.name}")
@@ -124,6 +137,8 @@ def build(request: Request, out: Path, progress: Progress = lambda _: None) -> B
     made = Build(out, program, instruments.ledger, str(pipeline))
     with written_aside(out) as folder:
         _write(folder, made, lowered, instruments, progress)
+    if request.unfinished is not None:
+        shutil.rmtree(request.unfinished, ignore_errors=True)
     return replace(made, ledger=instruments.ledger)
 
 
@@ -135,7 +150,8 @@ def estimate(request: Request) -> Estimate:
     bound, pipeline = prepare(request)
     program = import_model(request.model, context=request.context, lora=request.lora)
     model_bytes = program.weight_bytes()
-    program = Instruments(check=False).run(pipeline, program)
+    with calibrating(Calibration(shapes_only=True)):
+        program = Instruments(check=False).run(pipeline, program)
     weight_bytes = program.weight_bytes()
     return Estimate(
         target=bound.name,
@@ -241,6 +257,7 @@ def _manifest(name: str, program: Program, lowered: Lowered, pipeline: str) -> M
         pipeline=pipeline,
         licence=program.assets.licence,
         provenance=dict(program.assets.provenance),
+        calibration=dict(program.assets.calibration),
     )
 
 

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TypedDict
@@ -136,6 +136,8 @@ class Ledger:
         if self.check is not None and step.changed:
             notes = (self.check.note,) if self.check.note else ()
             entry = replace(entry, check_seconds=self.check.seconds.get(step.number), notes=notes)
+        if step.after.assets.calibration is not step.before.assets.calibration:
+            entry = replace(entry, notes=(*entry.notes, _calibrated_on(step.after.assets.calibration)))
         self.entries.append(entry if measured is None else _with_divergence(entry, measured))
 
 
@@ -213,6 +215,13 @@ class Instruments:
         entry = LedgerEntry("lower", seconds, changed=True, exact=False, **_sizes(program, program))
         self._ledger.entries.append(_with_divergence(replace(entry, check_seconds=seconds), measured))
         return self._ledger.entries[-1]
+
+
+def _calibrated_on(record: Mapping[str, str]) -> str:
+    return (
+        f"calibrated on {record['tokens']} tokens of {record['text']}, {record['characters']} characters, "
+        f"sha256 {record['sha256']}"
+    )
 
 
 class _Sizes(TypedDict):

@@ -47,6 +47,10 @@ def test_whatever_changes_the_bytes_changes_the_key(model: Path, monkeypatch: py
         keys.append(key_of(model, OPTIONS, "name"))
         patch.setattr(build_cache, "_version", lambda _: "0.1")
         keys.append(key_of(model, OPTIONS, "name"))
+    text = model.with_name("text.txt")
+    for words in ("some words", "other words"):
+        text.write_text(words)
+        keys.append(key_of(model, OPTIONS, "name", calibration_text=text))
     (model / "model.safetensors").write_bytes(b"weightz")
     keys.append(key_of(model, OPTIONS, "name"))
     (model / "generation_config.json").write_text("{}")

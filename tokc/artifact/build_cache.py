@@ -31,7 +31,7 @@ PACKAGES = (
     "apache-tvm", "gguf", "jax", "libtpu", "ml_dtypes", "numpy", "onnx", "onnx-ir", "onnxruntime",
     "tokenizers", "triton", "ziglang",
 )  # fmt: skip
-SOURCES = (".py", ".c", ".toml")
+SOURCES = (".py", ".c", ".toml", ".txt")  # with the calibration text
 PASSED_OVER = {"cli", "report", "server"}  # folders that no artifact is made by
 
 Option = str | int | bool | None
@@ -113,11 +113,19 @@ class BuildCache:
         return self.folder / f"{key}.json"
 
 
-def key_of(model: Path, options: Mapping[str, Option], name: str, *, lora: Sequence[Path] = ()) -> str:
+def key_of(
+    model: Path,
+    options: Mapping[str, Option],
+    name: str,
+    *,
+    lora: Sequence[Path] = (),
+    calibration_text: Path | None = None,
+) -> str:
     """Return the key of a build: 64 hexadecimal digits.
 
     `options` are the build's, as they were given; `name` is the artifact's, which its manifest repeats;
-    `lora` are the adapters that are merged, in order.
+    `lora` are the adapters that are merged, in order; `calibration_text` is what passes are calibrated on, if
+    it is not the one that comes with tokc.
     Raises: TokcError if the model cannot be read.
     """
     target = str(options["target"])
@@ -125,6 +133,7 @@ def key_of(model: Path, options: Mapping[str, Option], name: str, *, lora: Seque
         "format": 1,
         "inputs": _hashes(model),
         "lora": [[path.resolve().name, _hashes(path)] for path in lora],
+        "calibration_text": None if calibration_text is None else _hashes(calibration_text),
         "options": dict(options),
         "name": name,
         "tokc": tokc.__version__,

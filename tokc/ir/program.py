@@ -40,7 +40,8 @@ class Assets:
 
     `tokenizer_json` is the text of a Hugging Face `tokenizer.json`; `special_tokens` maps the names that
     chat templates use (`bos_token`, `eos_token`, ...) to their text; `provenance` names source files and
-    their sha256; `source_config` is the Hugging Face configuration that the decoder was built by.
+    their sha256; `source_config` is the Hugging Face configuration that the decoder was built by;
+    `calibration` says what its weights were fitted to, where they were fitted to a text.
     """
 
     tokenizer_json: str | None = None
@@ -50,6 +51,7 @@ class Assets:
     licence: str | None = None
     provenance: Mapping[str, str] = field(default_factory=dict)
     source_config: Mapping[str, object] = field(default_factory=dict)
+    calibration: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

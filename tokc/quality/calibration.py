@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -46,6 +46,7 @@ class Calibration:
     """What to calibrate on: a text, or token ids [windows, tokens] in its place, and how.
 
     `unfinished` is a folder for finished layers, by which an interrupted run goes on; None keeps none.
+    With `shapes_only` nothing runs: passes make weights of the right shapes that nobody will read.
     """
 
     text: str = field(default_factory=calibration_text)
@@ -56,6 +57,7 @@ class Calibration:
     threads: int = 2
     progress: Progress = lambda _: None
     unfinished: Path | None = None
+    shapes_only: bool = False
 
     @classmethod
     def of_file(cls, path: Path) -> "Calibration":
@@ -70,6 +72,17 @@ class Calibration:
         """Return the hash of what is calibrated on."""
         data = self.text.encode() if self.ids is None else self.ids.astype("<i8").tobytes()
         return hashlib.sha256(data).hexdigest()
+
+    def record(self, program: Program) -> Program:
+        """Return the program with a record of what its weights were fitted to: name, size and hash."""
+        shape = self.token_ids(program).shape
+        stated = {
+            "text": self.name if self.ids is None else "token ids",
+            "characters": str(len(self.text) if self.ids is None else 0),
+            "tokens": f"{shape[0]} windows of {shape[1]}",
+            "sha256": self.sha256,
+        }
+        return program.replace(assets=replace(program.assets, calibration=stated))
 
     def token_ids(self, program: Program) -> I64:
         """Return the windows as the program reads them, each beginning as its tokenizer begins a text.
