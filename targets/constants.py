@@ -48,6 +48,7 @@ def grid_of(node: ir.Node, *, lacks: str, hint: str, widths: tuple[int, ...] = (
 
     Raises: TargetRefused for a grid that no kernel decodes; it begins with `lacks`.
     """
+    refuse_format(node, lacks=lacks)
     dtype, zero_point = required(node.inputs[1]).dtype, integer(node, "zero_point")
     offset = len(node.inputs) > 3 and node.inputs[3] is not None
     stated = integer(node, "bits")
@@ -67,13 +68,13 @@ def grid_of(node: ir.Node, *, lacks: str, hint: str, widths: tuple[int, ...] = (
     )
 
 
-def refuse_format(node: ir.Node, *, lacks: str) -> None:
-    """Refuse a node whose weight is in a float format, which no kernel reads yet; `lacks` begins the error.
+def refuse_format(node: ir.Node, *, lacks: str, runs: frozenset[str] = frozenset()) -> None:
+    """Refuse a node whose weight is in a float format that is none of `runs`; `lacks` begins the error.
 
     Raises: TargetRefused.
     """
     weight_format = text(node, "format", "") if node.domain == "tokc" else ""
-    if weight_format:
+    if weight_format and weight_format not in runs:
         raise TargetRefused(
             f"{lacks} weights in '{weight_format}'; nearest are {NEAREST.get(weight_format, 'int8')}",
             where=f"node '{node.name}'",

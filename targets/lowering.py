@@ -114,13 +114,15 @@ _Low = TypeVar("_Low", bound=Lowering)
 Rules = Mapping[tuple[str, str], Callable[[_Low, ir.Node], None]]
 
 
-def lower_nodes(low: _Low, rules: Rules[_Low], *, lacks: str, hint: str) -> None:
-    """Lower every node by the rule of its op, given by (domain, op).
+def lower_nodes(
+    low: _Low, rules: Rules[_Low], *, lacks: str, hint: str, formats: frozenset[str] = frozenset()
+) -> None:
+    """Lower every node by the rule of its op, given by (domain, op); rules know weights in `formats`.
 
     Raises: TargetRefused where there is none: `lacks` says so up to the op's name, `hint` what there is.
     """
     for node in low.program.graph:
-        refuse_format(node, lacks=lacks)
+        refuse_format(node, lacks=lacks, runs=formats)
         lower = rules.get((node.domain, node.op_type))
         if lower is None:
             raise TargetRefused(f"{lacks} '{node.op_type}'", where=f"node '{node.name}'", hint=hint)

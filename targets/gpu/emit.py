@@ -17,6 +17,7 @@ from tokc.ir.program import Program
 from tokc.targets.base import Limits
 from tokc.targets.constants import shape_of
 from tokc.targets.gpu import weights
+from tokc.targets.gpu.emit_floats import FORMATS, lower_float_linear
 from tokc.targets.gpu.kernel import INFO_SIZE, NARROW_TOKENS, Kernel
 from tokc.targets.gpu.kernels.elementwise import Add, Apply, Multiply, Scale
 from tokc.targets.gpu.kernels.embedding import Embedding, QuantEmbedding
@@ -100,6 +101,7 @@ def emit(
         LOWER,
         lacks="GPU targets have no kernel for",
         hint="they run the forms that the default passes leave",
+        formats=FORMATS,
     )
     kernels = tuple(sorted(low.kernels.values(), key=lambda kernel: kernel.symbol))
     plan = low.plan(kernel.symbol for kernel in kernels)
@@ -218,6 +220,9 @@ def lower_norm(low: Emission, node: ir.Node) -> None:
 def lower_linear(low: Emission, node: ir.Node) -> None:
     """Lower Linear and QuantLinear: a kernel for narrow steps and one for wide ones."""
     x = low.read_half(node, 0)
+    if text(node, "format", ""):
+        lower_float_linear(low, node, only_dtype(node))
+        return
     quantized = node.op_type == "QuantLinear"
     if quantized and integer(node, "act_group", 32):
         raise TargetRefused(

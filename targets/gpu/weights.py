@@ -7,12 +7,14 @@ import onnx_ir as ir
 
 from tokc.artifact.writer import Tensor
 from tokc.targets.constants import Array, array, dense, grid_of, name_of, quants, shape_of
+from tokc.targets.gpu.kernels.fp8_linear import Fp8Linear
 from tokc.targets.gpu.kernels.linear import Linear
-from tokc.targets.gpu.packing import pack_codes, pack_dense, pack_groups, part_bytes
+from tokc.targets.gpu.packing import fnuz_of, pack_codes, pack_dense, pack_groups, part_bytes
 from tokc.targets.nodes import required
 
 MATRIX = 2
 GROUP = 32
+FNUZ = "fp8e4b8"  # Triton's name of the form of e4m3 that is not 'fn'
 GRIDS = "GPU targets run int4 (symmetric around 8, or with an offset), symmetric int8, and f16"
 
 
@@ -52,6 +54,21 @@ def quantized(node: ir.Node) -> tuple[tuple[Tensor, ...], Linear]:
     if offset is not None:
         loads["offset"] = lambda: pack_groups(array(offset), kernel)
     return _tensors(name_of(q), kernel, loads), kernel
+
+
+def float8(node: ir.Node, form: str) -> tuple[tuple[Tensor, ...], Fp8Linear]:
+    """Return codes and scales of a weight in e4m3, a scale a row, in the device's `form`, and its kernel."""
+    q, scale = required(node.inputs[1]), required(node.inputs[2])
+    rows, columns = _matrix(q)
+    kernel = Fp8Linear(rows, columns, bias=False, x_stride=columns, y_dtype="f16")
+
+    def packed() -> tuple[Array, Array]:
+        found = np.ascontiguousarray(array(q)).view(np.uint8), array(scale).reshape(-1)
+        return fnuz_of(*found) if form == FNUZ else found
+
+    name = name_of(q)
+    codes = Tensor(name, "u8", (rows, columns), rows * columns, lambda: packed()[0])
+    return (codes, Tensor(f"{name}.scale", "f32", (rows,), 4 * rows, lambda: packed()[1])), kernel
 
 
 def _tensors(name: str, kernel: Linear, loads: dict[str, Callable[[], Array]]) -> tuple[Tensor, ...]:

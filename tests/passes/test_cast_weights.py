@@ -1,5 +1,6 @@
 """cast-weights before and after."""
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -130,10 +131,52 @@ def test_scales_that_a_format_does_not_have_are_refused() -> None:
 
 
 @pytest.mark.parametrize("kind", sorted(TARGETS))
-@pytest.mark.parametrize(("name", "nearest"), [("mxfp4", "int4 group 32, int8"), ("e4m3", "int8")])
-def test_a_target_without_a_kernel_names_what_is_nearest(kind: str, name: str, nearest: str) -> None:
-    text = f"cast-weights{{format={name}}},fuse-add-rms-norm,kv-layout{{dtype=f16}},eliminate-dead-code"
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ("format=mxfp4", "weights in 'mxfp4'; nearest are int4 group 32, int8"),
+        ("format=e5m2", "weights in 'e5m2'; nearest are int8"),
+        ("format=e4m3", "in 'e4m3'.*; nearest are int8"),
+        ("format=e4m3 head=true activations=e4m3", "weights in 'e4m3'; nearest are int8"),
+    ],
+)
+def test_a_target_without_a_kernel_names_what_is_nearest(kind: str, options: str, problem: str) -> None:
+    text = f"cast-weights{{{options}}},fuse-add-rms-norm,kv-layout{{dtype=f16}},eliminate-dead-code"
     after = Pipeline.parse(text).run(tiny_program())
     target = TARGETS[kind]
-    with pytest.raises(TargetRefused, match=f"weights in '{name}'; nearest are {nearest}"):
+    with pytest.raises(TargetRefused, match=problem):
         target.lower(after, target.devices()[0].name, Limits(context=64))
+
+
+def test_a_gpu_without_a_unit_for_fp8_and_scales_without_a_kernel_are_refused() -> None:
+    rest = "fuse-add-rms-norm,kv-layout{dtype=f16},eliminate-dead-code"
+    rounded = Pipeline.parse(f"cast-weights{{format=e4m3 activations=e4m3}},{rest}").run(tiny_program())
+    with pytest.raises(TargetRefused, match="'sm_80' has no matrix unit for weights in 'e4m3'"):
+        TARGETS["cuda"].lower(rounded, "sm_80", Limits(context=64))
+    plain = Pipeline.parse(f"cast-weights{{format=e4m3}},{rest}").run(tiny_program())
+    with pytest.raises(TargetRefused, match="with activations in e4m3, not f16"):
+        TARGETS["cuda"].lower(plain, "sm_90", Limits(context=64))
+
+
+def test_activations_are_rounded_to_e4m3_one_scale_a_row() -> None:
+    before = program(TEXT)
+    after = CastWeights(format="e4m3", activations="e4m3").run(before)
+    verify(after)
+    values = {key: value.const_value for key, value in before.graph.initializers.items()}
+    w, b = (values[key].numpy().astype(np.float32) for key in ("w", "b"))
+    grid = float_grid("e4m3", "auto", "rtn", w.shape)
+    near_w = grid.dequantized(grid.quantize(w)).astype(np.float64)
+    x = np.random.default_rng(0).standard_normal((3, 70)).astype(np.float32)
+    x[1] = -np.inf  # a row of zeros after the sigmoid
+    h = (1 / (1 + np.exp(-x.astype(np.float64)))).astype(np.float32)
+    step = h.max(axis=1, keepdims=True) / np.float32(448)
+    step[1] = 1
+    near_h = (h / step).astype(ml_dtypes.float8_e4m3fn).astype(np.float64) * step
+    want = 1 / (1 + np.exp(-(near_h @ near_w.T + b)))
+    np.testing.assert_allclose(execute(after, {"x": x})["y"], want, rtol=1e-3)
+    assert np.abs(near_h - h).max() > 1e-3
+
+
+def test_activations_in_e4m3_want_weights_in_e4m3() -> None:
+    with pytest.raises(ValueError, match="activations in e4m3 go with weights in e4m3, a scale a channel"):
+        CastWeights(format="mxfp4", activations="e4m3")

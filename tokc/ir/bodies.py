@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tokc.ir import nibble_bodies
-from tokc.ir.formats import codes_body, scales_body
+from tokc.ir.formats import activations_body, codes_body, scales_body
 
 Attribute = int | float | str
 
@@ -80,12 +80,13 @@ def linear(call: Call) -> str:
 
 
 def quant_linear(call: Call) -> str:
-    """Compute a Linear of a weight on a grid and of activations rounded to int8 a group of columns."""
+    """Compute a Linear of a weight on a grid; activations are rounded to int8 a group, or to e4m3 a row."""
+    floats = bool(call.attributes["act_format"])
     return f"""
         {_dequantize(call, "weight")}
         turned = Transpose<perm=[1, 0]>(weight)
-        {_rounded(call)}
-        {_affine(call, "near" if call.integer("act_group") else "x", "turned")}"""
+        {activations_body() if floats else _rounded(call)}
+        {_affine(call, "near" if floats or call.integer("act_group") else "x", "turned")}"""
 
 
 def quant_embedding(call: Call) -> str:

@@ -4,7 +4,8 @@
     mxfp4        e2m1 codes of 4 bits, a power of two, e8m0, each 32 columns (OCP Microscaling Formats v1.0)
     nvfp4        e2m1 codes, an e4m3 scale each 16 columns, an f32 scale for the tensor (NVIDIA Blackwell)
 
-The ops that read weights name the format in their attribute `format`, "" for integers. 8-bit floats are
+The ops that read weights name the format in their attribute `format`, "" for integers; a QuantLinear whose
+activations are rounded to e4m3 says so in `act_format`. 8-bit floats are
 tensors of ONNX's own types. onnxruntime has neither e2m1 nor e8m0 yet, so these are bit patterns in uint4 and
 uint8, which the functions here, as parts of an op's body, turn to what they stand for.
 """
@@ -17,7 +18,8 @@ NIBBLES = frozenset({"mxfp4", "nvfp4"})  # formats whose codes are e2m1
 
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # codes 0 to 7; 8 to 15 are the same below zero
 E8M0_BIAS = 127
-F32, INT32 = 1, 6  # onnx.TensorProto.DataType
+E4M3_LARGEST = 448.0
+F32, INT32, E4M3 = 1, 6, 17  # onnx.TensorProto.DataType
 
 
 def codes_body(weight_format: str) -> str:
@@ -59,3 +61,23 @@ def scales_body(weight_format: str, *, tensor_scale: bool, rows: int, block_rows
     else:
         lines.append(f"scale_f32 = Identity({value})")
     return "\n".join(lines)
+
+
+def activations_body() -> str:
+    """Spell ``near``: what the e4m3 codes of x stand for; one scale, absmax / 448, a row."""
+    return f"""
+        near_axis = Constant<value_ints=[-1]>()
+        near_abs = Abs(x)
+        near_top = ReduceMax<keepdims=1>(near_abs, near_axis)
+        near_most = Constant<value_float={E4M3_LARGEST}>()
+        near_least = Constant<value_float={-E4M3_LARGEST}>()
+        near_step = Div(near_top, near_most)
+        near_0 = Constant<value_float=0.0>()
+        near_1 = Constant<value_float=1.0>()
+        near_none = Equal(near_step, near_0)
+        near_scale = Where(near_none, near_1, near_step)
+        near_scaled = Div(x, near_scale)
+        near_held = Clip(near_scaled, near_least, near_most)
+        near_e4m3 = Cast<to={E4M3}>(near_held)
+        near_codes = Cast<to={F32}>(near_e4m3)
+        near = Mul(near_codes, near_scale)"""

@@ -81,7 +81,7 @@ OPS: Mapping[str, Op] = {
             "QuantLinear",
             inputs=("x", "q", "scale", "offset?", "bias?", "tensor_scale?"),
             outputs=("y",),
-            attributes={**_GRID, "act_group": 32},
+            attributes={**_GRID, "act_group": 32, "act_format": ""},
             body=bodies.quant_linear,
             shape=shapes.linear_shape,
             flops=costs.linear_flops,

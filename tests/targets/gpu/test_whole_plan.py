@@ -166,3 +166,28 @@ def test_the_same_inputs_give_the_same_bytes(tmp_path: Path) -> None:
         made.append(build(asked, tmp_path / name / "model.tokc").artifact)
     first, second = (json.loads((path / "manifest.json").read_text())["files"] for path in made)
     assert {name for name in first if first[name] != second.get(name)} == set()
+
+
+def test_weights_and_activations_in_e4m3_give_the_programs_tokens(tmp_path: Path) -> None:
+    model = tiny_folder("llama_bias", tmp_path / "llama", head_dim=32, num_hidden_layers=1)
+    passes = (
+        "fold-constants,eliminate-dead-code,fuse-linear,fuse-attention,fuse-qkv,fuse-gate-up,"
+        "cast-weights{format=e4m3 activations=e4m3},fuse-add-rms-norm,kv-layout{page=16 dtype=f16},"
+        "eliminate-dead-code"
+    )
+    asked = Request(model, target="cuda:sm_90", passes=passes, context=CONTEXT, check=False)
+    built = build(asked, tmp_path / "model.tokc")
+    plan, kernels, _ = emit(built.program, "sm_90", Limits(context=CONTEXT))
+    families = [launch.kernel.split("_")[0] for launch in plan.launches if launch.steps != "wide"]
+    assert families.count("fp8") == 5  # gate and up, whose biases keep them apart, read one rounding
+    assert families.count("round") == 4
+    driver = InterpreterDriver({kernel.symbol: kernel for kernel in kernels})
+    case = Case(built, 0.05, lambda _: GpuExecutor(Artifact.open(built.artifact), driver, kv_bytes=1 << 20))
+    executor = case.executor()
+    prompts = (PROMPTS[0][:18], PROMPTS[1])  # a wide step and a narrow one
+    found = decode(executor, prompts, 32, 1)
+    executor.close()
+    for prompt, rows in zip(prompts, found, strict=True):
+        tokens = [int(row.argmax()) for row in rows]
+        expected = logits(built.program, np.array([*prompt, *tokens[:-1]]))[0][len(prompt) - 1 :]
+        assert np.abs(np.stack(rows) - expected).max() < 0.05 * np.abs(expected).max()
