@@ -18,6 +18,7 @@ ROW_WISE = frozenset(
         *("RMSNormalization", "MatMul", "Gather", "Constant"),
         *("Linear", "QuantLinear", "QuantEmbedding", "AddRmsNorm", "GatedActivation"),
         *("RopeWriteKV", "PagedAttention"),
+        *("MoeRouter", "MoeLinear", "QuantMoeLinear", "MoeCombine"),
     }
 )
 ON_WEIGHTS = frozenset({"BlockDequantize", "Transpose"})
@@ -28,6 +29,7 @@ CACHE_TYPES = {
     "int8": ir.DataType.INT8,
     "int4": ir.DataType.UINT8,
 }
+OF_EXPERTS = frozenset({"MoeLinear", "QuantMoeLinear", "GatedActivation"})  # may have an axis of slots
 BATCH_RANK = 3  # [batch, seq, width]
 SWAP_HEADS = (0, 2, 1, 3)  # [batch, seq, heads, dim] and [batch, heads, seq, dim]
 
@@ -287,7 +289,9 @@ def _name_shapes(graph: ir.Graph) -> None:
         for value in node.outputs:
             if picked:
                 rows.add(value)
-            if value.shape is not None and len(value.shape) == BATCH_RANK and not value.is_graph_output():
+            if node.op_type in OF_EXPERTS and value.shape is not None and len(value.shape) > BATCH_RANK:
+                value.shape = ir.Shape(["tokens", *value.shape[2:]])
+            elif value.shape is not None and len(value.shape) == BATCH_RANK and not value.is_graph_output():
                 value.shape = ir.Shape(["rows" if picked else "tokens", value.shape[-1]])
     logits = graph.outputs[0]
     if logits.shape is not None:

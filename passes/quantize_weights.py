@@ -70,7 +70,7 @@ class QuantizeWeights:
 
     def run(self, program: Program) -> Program:
         copy = program.copy()
-        readers = weight_readers(copy.graph)
+        readers = weight_readers(copy.graph, experts=True)
         heads = {value for value, nodes in readers.items() if any(_is_head(node) for node in nodes)}
         ready = self._calibrated(copy, {value: readers[value] for value in readers if value not in heads})
         quantized = False

@@ -9,6 +9,9 @@ import onnx_ir as ir
 from tokc.ir.rewrite import made_by
 
 MATRIX = 2  # dimensions of a weight
+# Which input of a node is the weight.
+READ_AT = {("tokc", "Linear"): 1, ("", "Gather"): 0}
+EXPERTS_AT = {("tokc", "MoeLinear"): 1}
 _Made = TypeVar("_Made")
 
 
@@ -31,11 +34,15 @@ class Once(Generic[_Made]):
             return self._made
 
 
-def weight_readers(graph: ir.Graph) -> dict[ir.Value, list[ir.Node]]:
-    """Return every weight that a linear layer or an embedding reads, with the nodes that read it so."""
+def weight_readers(graph: ir.Graph, *, experts: bool = False) -> dict[ir.Value, list[ir.Node]]:
+    """Return every weight that a linear layer or an embedding reads, with the nodes that read it so.
+
+    With `experts` those of layers of experts too.
+    """
     readers: dict[ir.Value, list[ir.Node]] = {}
+    read_at = {**READ_AT, **(EXPERTS_AT if experts else {})}
     for node in graph:
-        at = {("tokc", "Linear"): 1, ("", "Gather"): 0}.get((node.domain, node.op_type))
+        at = read_at.get((node.domain, node.op_type))
         axis = node.attributes.get_int("axis", 0)
         value = None if at is None or axis != 0 else node.inputs[at]
         if value is not None and _is_weight(value):

@@ -14,6 +14,14 @@ from tokc.artifact.writer import Tensor
 from tokc.errors import TargetRefused
 from tokc.ir.program import Program
 from tokc.targets.cpu.codegen import Kernel
+from tokc.targets.cpu.experts import (
+    Routing,
+    lower_moe_combine,
+    lower_moe_linear,
+    lower_moe_router,
+    lower_quant_moe_linear,
+    slots_of,
+)
 from tokc.targets.cpu.isa import Isa
 from tokc.targets.cpu.kernels.elementwise import Add, Apply, GatherRows, Multiply, Scale
 from tokc.targets.cpu.kernels.gated_activation import GatedActivation
@@ -28,6 +36,7 @@ from tokc.targets.plan import Buffer, Launch, Operand, Plan, Rows
 from tokc.targets.work import launch_work
 
 GROUP = 32
+INT8_READERS = frozenset({"QuantLinear", "QuantMoeLinear"})
 
 
 @dataclass(frozen=True)
@@ -46,12 +55,13 @@ class QuantizedSlot:
 
 @dataclass
 class Emission(Lowering):
-    """A lowering for an instruction set, and the int8 forms of values."""
+    """A lowering for an instruction set, the int8 forms of values, and what routers chose."""
 
     isa: Isa = field(kw_only=True)
     weights: Weights = field(kw_only=True)
     kernels: dict[str, Kernel] = field(default_factory=dict)
     quantized: dict[ir.Value, QuantizedSlot] = field(default_factory=dict)
+    routings: dict[ir.Value, Routing] = field(default_factory=dict)
 
     def quantized_activation(self, value: ir.Value, width: int, rows: Rows) -> tuple[Operand, ...]:
         """Give `value` the three arena buffers of its int8 form."""
@@ -61,6 +71,16 @@ class Emission(Lowering):
         self.buffer(Buffer(slot.scales, "arena", "f32", (rows, width // GROUP)))
         self.buffer(Buffer(slot.sums, "arena", "i32", (rows, width // GROUP)))
         return slot.operands
+
+    def as_int8(self, node: ir.Node, value: ir.Value) -> QuantizedSlot:
+        """Return the int8 form of `value` for `node`, quantizing it now if nobody has."""
+        if value not in self.quantized:
+            x = self.slots[value]
+            target = self.quantized_activation(value, x.width, x.rows)
+            self.launch(node, Quantize(self.isa, x.width, x.stride), (x.operand, *target), x.rows)
+            done = self.launches[-1]
+            self.launches[-1] = replace(done, op="Quantize", work=done.work.moving_only())
+        return self.quantized[value]
 
     def info(self) -> Operand:
         """Return the pointer to the step's own sizes: tokens, logit rows, seqs, block stride."""
@@ -100,7 +120,7 @@ def wanted(value: ir.Value) -> tuple[bool, bool]:
     """Return whether `value` is read as f32, and whether it is read as int8."""
     readers = [node for node, _ in value.uses()]
     as_int8 = [
-        n.op_type == "QuantLinear" and integer(n, "act_group", GROUP) == GROUP and n.inputs[0] is value
+        n.op_type in INT8_READERS and integer(n, "act_group", GROUP) == GROUP and n.inputs[0] is value
         for n in readers
     ]
     return value.is_graph_output() or not all(as_int8), any(as_int8)
@@ -177,13 +197,7 @@ def lower_quant_linear(low: Emission, node: ir.Node) -> None:
             hint=f"use quantize-weights{{act_group={GROUP}}}",
         )
     weight, bias, kernel = low.weights.quant_linear(node)
-    quantized = low.quantized.get(value)
-    if quantized is None:
-        x = low.slots[value]
-        target = low.quantized_activation(value, x.width, x.rows)
-        low.launch(node, Quantize(low.isa, x.width, x.stride), (x.operand, *target), x.rows)
-        low.launches[-1] = replace(low.launches[-1], op="Quantize", work=low.launches[-1].work.moving_only())
-        quantized = low.quantized[value]
+    quantized = low.as_int8(node, value)
     rows: Rows = low.buffers[quantized.quants].shape[0]  # type: ignore[assignment]
     out = low.activation(node.outputs[0], kernel.n, rows, kernel.y_stride)
     operands = (low.weight(weight), *quantized.operands, *([low.weight(bias)] if bias else []), out)
@@ -191,11 +205,14 @@ def lower_quant_linear(low: Emission, node: ir.Node) -> None:
 
 
 def lower_gated_activation(low: Emission, node: ir.Node) -> None:
-    """Lower GatedActivation over the joint gate and up projection."""
+    """Lower GatedActivation over the joint gate and up projection, in every slot where there are several."""
     x = low.slots[required(node.inputs[0])]
     width = x.width // 2
     as_float, as_int8, out = outputs_of(low, node.outputs[0], width, x.rows)
-    kernel = GatedActivation(low.isa, width, x.stride, text(node, "activation", "silu"), as_int8, as_float)
+    times, activation = slots_of(node.outputs[0]), text(node, "activation", "silu")
+    kernel = GatedActivation(
+        low.isa, width // times, x.stride // times, activation, as_int8, as_float, times=times
+    )
     low.launch(node, kernel, (x.operand, *out), x.rows)
 
 
@@ -309,4 +326,8 @@ LOWER: Rules[Emission] = {
     ("tokc", "GatedActivation"): lower_gated_activation,
     ("tokc", "RopeWriteKV"): lower_rope_write_kv,
     ("tokc", "PagedAttention"): lower_paged_attention,
+    ("tokc", "MoeRouter"): lower_moe_router,
+    ("tokc", "MoeLinear"): lower_moe_linear,
+    ("tokc", "QuantMoeLinear"): lower_quant_moe_linear,
+    ("tokc", "MoeCombine"): lower_moe_combine,
 }

@@ -1,5 +1,6 @@
 """Packs a program's weights into the layouts that the CPU kernels read, one tensor at a time."""
 
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -8,10 +9,12 @@ import onnx_ir as ir
 
 from tokc.artifact.writer import Tensor
 from tokc.errors import TargetRefused
+from tokc.ir.rewrite import parts_of
 from tokc.targets.constants import array, dense, grid_of, name_of, quants, shape_of
 from tokc.targets.cpu.isa import Isa
 from tokc.targets.cpu.kernels.embedding import Embedding, LinearEmbedding, QuantEmbedding
 from tokc.targets.cpu.kernels.linear import Linear
+from tokc.targets.cpu.kernels.moe_linear import MoeLinear
 from tokc.targets.cpu.kernels.quant_linear import GROUP, QuantLinear
 from tokc.targets.cpu.packing import pack_linear, pack_quant, packed_bytes
 from tokc.targets.nodes import integer, required
@@ -49,6 +52,31 @@ class Weights:
         bias = self._bias(node, 4)
         kernel = self._kernel(node, rows, columns, bias=bias is not None)
         return self._packed_quant(node, kernel), bias, kernel
+
+    def moe_linear(self, node: ir.Node, x_stride: int) -> tuple[Tensor, MoeLinear]:
+        """Return the weights of all experts, one after the other, and the kernel of such a layer."""
+        value, experts = required(node.inputs[1]), integer(node, "experts", 1)
+        rows, columns = matrix_shape(value)
+        n = rows // experts
+        if node.op_type == "MoeLinear":
+            plain = Linear(self._isa, n, columns, bias=False, x_stride=x_stride, y_stride=padded(n))
+            return self._packed_experts(value, MoeLinear(plain, experts), lambda: _packed_plain(value, plain))
+        linear = self._kernel(node, n, columns, bias=False)
+        kernel = MoeLinear(linear, experts)
+        return self._packed_experts(value, kernel, lambda: _packed_grids(node, linear, experts))
+
+    def _packed_experts(
+        self, value: ir.Value, kernel: MoeLinear, packed: Callable[[], Iterable[Array]]
+    ) -> tuple[Tensor, MoeLinear]:
+        size = kernel.experts * kernel.expert_bytes
+
+        def load() -> Array:
+            whole = np.empty((kernel.experts, kernel.expert_bytes), np.uint8)
+            for place, part in zip(whole, packed(), strict=True):
+                place[:] = part.view(np.uint8)
+            return whole.reshape(-1)
+
+        return Tensor(name_of(value), "u8", (size,), size, load), kernel
 
     def embedding(self, table: ir.Value) -> tuple[Tensor, Embedding | LinearEmbedding]:
         """Return the table and its kernel; a tied table is read from the projection's layout."""
@@ -102,6 +130,24 @@ class Weights:
             return pack_quant(quants(q), array(scale), shift, kernel)
 
         return Tensor(name_of(q), "u8", (size,), size, load)
+
+
+def _packed_plain(value: ir.Value, kernel: Linear) -> Iterator[Array]:
+    """Yield the packed f32 weight of each expert; one at a time is read where they can be told apart."""
+    tensor = value.const_value
+    parts = (dense(value),) if tensor is None else (part.numpy() for part in parts_of(tensor))
+    for part in parts:
+        for w in np.split(part, len(part) // kernel.n):
+            yield pack_linear(w, kernel)
+
+
+def _packed_grids(node: ir.Node, kernel: QuantLinear, experts: int) -> Iterator[Array]:
+    """Yield the packed weight of each expert."""
+    offset = node.inputs[3]
+    codes, scales = quants(required(node.inputs[1])), array(required(node.inputs[2]))
+    shifts = [None] * experts if offset is None else np.split(array(offset), experts)
+    for q, scale, shift in zip(np.split(codes, experts), np.split(scales, experts), shifts, strict=True):
+        yield pack_quant(q, scale, shift, kernel)
 
 
 def padded(rows: int) -> int:

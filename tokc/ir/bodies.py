@@ -67,9 +67,9 @@ def causal_mask(call: Call) -> str:
         {"past" if window else "mask"} = LessOrEqual(index, position){seen if window else ""}"""
 
 
-def block_dequantize(call: Call) -> str:
+def blockdequantized(call: Call) -> str:
     """Compute ``w = (q - zero_point) * scale (+ offset)`` a block of the last axis."""
-    return _dequantize(call, "w")
+    return dequantized(call, "w")
 
 
 def linear(call: Call) -> str:
@@ -83,16 +83,16 @@ def quant_linear(call: Call) -> str:
     """Compute a Linear of a weight on a grid; activations are rounded to int8 a group, or to e4m3 a row."""
     floats = bool(call.attributes["act_format"])
     return f"""
-        {_dequantize(call, "weight")}
+        {dequantized(call, "weight")}
         turned = Transpose<perm=[1, 0]>(weight)
-        {activations_body() if floats else _rounded(call)}
+        {activations_body() if floats else rounded(call)}
         {_affine(call, "near" if floats or call.integer("act_group") else "x", "turned")}"""
 
 
 def quant_embedding(call: Call) -> str:
     """Compute rows of a table on a grid."""
     return f"""
-        {_dequantize(call, "table")}
+        {dequantized(call, "table")}
         rows = Gather<axis=0>(table, ids)"""
 
 
@@ -184,7 +184,7 @@ def _affine(call: Call, x: str, weight: str) -> str:
     return f"y = MatMul({x}, {weight})"
 
 
-def _dequantize(call: Call, result: str) -> str:
+def dequantized(call: Call, result: str) -> str:
     """Spell ``result = (q - zero_point) * scale (+ offset)``; q [N, K], scale [N, ceil(K / block_size)]."""
     block, width = call.integer("block_size"), call.dim("q", -1)
     if width % block:
@@ -232,7 +232,7 @@ def _scales(call: Call) -> str:
     )
 
 
-def _rounded(call: Call) -> str:
+def rounded(call: Call) -> str:
     """Spell ``near``: what the int8 codes of x stand for; one scale, absmax / 127, a row and group."""
     group = call.integer("act_group")
     if not group:

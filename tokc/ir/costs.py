@@ -35,7 +35,10 @@ class Cost:
 
 CostRule = Callable[[ir.Node, Step], float]
 
-CODES_AT: Mapping[str, int] = {"BlockDequantize": 0, "QuantLinear": 1, "QuantEmbedding": 1}
+CODES_AT: Mapping[str, int] = {
+    "BlockDequantize": 0,
+    **dict.fromkeys(("QuantLinear", "QuantEmbedding", "QuantMoeLinear"), 1),
+}
 VIEWS = frozenset({"Reshape", "Unsqueeze", "Squeeze", "Identity", "Constant", "Shape", "Flatten"})
 MOVES = frozenset(
     {"Transpose", "Concat", "Split", "Slice", "Gather", "Expand", "Cast", "Where", "Pad", "Range"}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import onnx.parser
 import onnx_ir as ir
 
-from tokc.ir import bodies, costs, shapes
+from tokc.ir import bodies, costs, expert_bodies, expert_rules, shapes
 from tokc.ir.bodies import Attribute, Call
 from tokc.ir.costs import Cost, CostRule, Step
 from tokc.ir.program import OPSET, Program
@@ -115,6 +115,46 @@ OPS: Mapping[str, Op] = {
             body=bodies.gated_activation,
             shape=shapes.gated_activation_shape,
             flops=costs.per_element(6.0),
+            bytes=costs.all_bytes,
+        ),
+        Op(
+            "MoeRouter",
+            inputs=("x", "weight"),
+            outputs=("experts", "weights"),
+            attributes={"top_k": 1, "normalize": 0, "shared": 0},
+            body=expert_bodies.moe_router,
+            shape=expert_rules.moe_router_shape,
+            flops=expert_rules.moe_router_flops,
+            bytes=expert_rules.router_bytes,
+        ),
+        Op(
+            "MoeLinear",
+            inputs=("x", "weight", "experts"),
+            outputs=("y",),
+            attributes={"experts": 1},
+            body=expert_bodies.moe_linear,
+            shape=expert_rules.moe_linear_shape,
+            flops=expert_rules.moe_linear_flops,
+            bytes=expert_rules.moe_linear_bytes,
+        ),
+        Op(
+            "QuantMoeLinear",
+            inputs=("x", "q", "scale", "offset?", "experts"),
+            outputs=("y",),
+            attributes={**_GRID, "act_group": 32, "experts": 1},
+            body=expert_bodies.quant_moe_linear,
+            shape=expert_rules.moe_linear_shape,
+            flops=expert_rules.moe_linear_flops,
+            bytes=expert_rules.moe_linear_bytes,
+        ),
+        Op(
+            "MoeCombine",
+            inputs=("y", "weights", "shared?"),
+            outputs=("out",),
+            attributes={},
+            body=expert_bodies.moe_combine,
+            shape=expert_rules.moe_combine_shape,
+            flops=expert_rules.moe_combine_flops,
             bytes=costs.all_bytes,
         ),
         Op(

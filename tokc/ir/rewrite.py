@@ -162,6 +162,15 @@ def constant_input(node: ir.Node) -> tuple[ir.Value, float] | None:
     return None
 
 
+PARTS = "parts"  # in a tensor's meta: the tensors that it is put together from, row below row
+
+
+def parts_of(tensor: ir.TensorProtocol) -> tuple[ir.TensorProtocol, ...]:
+    """Return the tensors that one is put together from, row below row; itself if it is not."""
+    parts: tuple[ir.TensorProtocol, ...] = tensor.meta.get(PARTS, (tensor,))
+    return parts
+
+
 def initializer(tensor: ir.TensorProtocol, name: str) -> ir.Value:
     """Make a value that stands for a constant."""
     shape = ir.Shape([int(dim) for dim in tensor.shape.numpy()])

@@ -9,15 +9,10 @@ threads; no thread waits between experts. A row's bits are those of that linear 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tokc.targets.cpu.kernels.linear import Linear
 from tokc.targets.cpu.kernels.quant_linear import QuantLinear
-
-if TYPE_CHECKING:
-    from tokc.targets.cpu.kernels.tir import Arguments, Buffer, Expr
-
-UNIT_BYTES = 8  # that offsets into the weight are counted in, so that 16 GiB can be reached
 
 
 @dataclass(frozen=True)
@@ -59,49 +54,6 @@ class MoeLinear:
 
     def build(self) -> Any:
         """Return the PrimFunc."""
-        from tvm.tirx.script.builder import ir as T
+        from tokc.targets.cpu.kernels.moe_linear_body import build
 
-        from tokc.targets.cpu.kernels.tir import function
-        from tokc.targets.cpu.kernels.vector_math import keep
-
-        def body(arguments: "Arguments") -> None:
-            starts = arguments.buffer("starts", "int32")
-            with T.serial(0, self.experts) as expert:
-                first = keep(starts[expert])
-                count = keep(starts[expert + 1] - first)
-                with T.If(count > 0), T.Then():
-                    places = {name: (first * step, dtype) for name, (step, dtype) in self.row_steps.items()}
-                    places["w"] = expert * (self.expert_bytes // UNIT_BYTES), "float64"
-                    self._emit(Group(arguments, count, places))
-
-        return function(self.symbol, self.args, body)
-
-    def _emit(self, arguments: "Group") -> None:
-        from tokc.targets.cpu.kernels.quant_linear_tile import Body
-
-        if isinstance(self.linear, Linear):
-            self.linear.emit(arguments)
-        else:
-            Body(self.linear, arguments).emit()
-
-
-class Group:
-    """The parameters of a linear kernel for the rows of one expert: `Arguments` with pointers moved on."""
-
-    def __init__(
-        self, arguments: "Arguments", rows: "Expr", places: Mapping[str, tuple["Expr", str]]
-    ) -> None:
-        """Take `rows` rows; `places` are offsets in elements of a type."""
-        self._arguments, self._places = arguments, places
-        self.rows, self.tid, self.threads = rows, arguments.tid, arguments.threads
-        self.share = arguments.share
-
-    def buffer(self, name: str, dtype: str) -> "Buffer":
-        """Return a flat view of a pointer that was moved on."""
-        from tvm.tirx.script.builder import ir as T
-
-        from tokc.targets.cpu.kernels.tir import ANY_SIZE
-
-        place, unit = self._places[name]
-        moved = T.Bind(T.address_of(self._arguments.buffer(name, unit)[place]))
-        return T.decl_buffer((ANY_SIZE,), dtype, data=moved)
+        return build(self)
