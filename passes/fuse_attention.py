@@ -1,5 +1,6 @@
 """Recognize attention in its parts."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -22,6 +23,7 @@ class FuseAttention:
             ``y = MatMul(p, repeat(value))`` where repeat, for grouped heads, may be absent
     After:  ``y, key, value = Attention(q, k, v, mask, past_key, past_value)``
 
+    Scores that are capped before the mask, ``c * Tanh(s / c)``, become the attribute `softcap`.
     The Concat of layer 0 stays for its mask, which needs its length only.
     Saves the scores' way through memory, ``4 * heads * tokens * context * 4`` bytes a layer, and the repeated
     cache.
@@ -42,6 +44,7 @@ class _Scores:
     query: ir.Value
     key: ir.Value
     scale: float
+    cap: float
 
 
 def _fuse(node: ir.Node) -> Answer:
@@ -70,7 +73,8 @@ def _fuse(node: ir.Node) -> Answer:
 def _attention(node: ir.Node, mask: ir.Value, scores: _Scores, keys: ir.Node, values: ir.Node) -> Answer:
     (past_key, key), (past_value, value) = keys.inputs, values.inputs
     operands = [scores.query, key, value, mask, past_key, past_value]
-    fused = ir.node("Attention", operands, {"scale": scores.scale}, num_outputs=3)
+    attributes = {"scale": scores.scale, **({"softcap": scores.cap} if scores.cap else {})}
+    fused = ir.node("Attention", operands, attributes, num_outputs=3)
     return Rewrite(
         [fused], dict(zip([node.outputs[0], keys.outputs[0], values.outputs[0]], fused.outputs, strict=True))
     )
@@ -90,6 +94,7 @@ def _masked(value: ir.Value | None) -> tuple[ir.Value, ir.Value] | None:
 
 def _scores(value: ir.Value) -> _Scores | None:
     """Return what Mul(MatMul(q, Transpose(k)), scale) is made of; without Mul the scale is 1."""
+    value, cap = _uncapped(value)
     scaled = made_by(value, "Mul")
     parts = None if scaled is None else constant_input(scaled)
     product, scale = parts or (value, 1.0)
@@ -98,7 +103,19 @@ def _scores(value: ir.Value) -> _Scores | None:
     if matmul is None or transpose is None or tuple(transpose.attributes.get_ints("perm", ())) != SWAP_LAST:
         return None
     query, key = matmul.inputs[0], transpose.inputs[0]
-    return None if query is None or key is None else _Scores(query, key, scale)
+    return None if query is None or key is None else _Scores(query, key, scale, cap)
+
+
+def _uncapped(value: ir.Value) -> tuple[ir.Value, float]:
+    """Return s and c of Mul(Tanh(Mul(s, 1 / c)), c), the value itself and 0 if it is something else."""
+    outer = made_by(value, "Mul")
+    parts = None if outer is None else constant_input(outer)
+    tanh = None if parts is None else made_by(parts[0], "Tanh")
+    inner = None if tanh is None else made_by(tanh.inputs[0], "Mul")
+    scaled = None if inner is None else constant_input(inner)
+    if parts is None or scaled is None or not math.isclose(parts[1] * scaled[1], 1.0, rel_tol=1e-6):
+        return value, 0.0
+    return scaled[0], parts[1]
 
 
 def _without_repeat(value: ir.Value) -> ir.Value:

@@ -3,19 +3,20 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from tokc.errors import PassFailed
 from tokc.ir.program import KvLayout as Layout
 from tokc.ir.program import ModelConfig, Program
-from tokc.ir.rewrite import made_by, only_reader
+from tokc.ir.rewrite import initializer, made_by, only_reader
 
 # Ops that compute each row [.., width] from that row alone, so that they mean the same over [tokens, width].
 ROW_WISE = frozenset(
     {
         *("Add", "Mul", "Sub", "Div", "Sigmoid", "Gelu", "Tanh", "Cast", "Identity", "Split"),
-        *("RMSNormalization", "MatMul", "Gather", "Constant"),
+        *("RMSNormalization", "LayerNormalization", "MatMul", "Gather", "Constant"),
         *("Linear", "QuantLinear", "QuantEmbedding", "AddRmsNorm", "GatedActivation"),
         *("RopeWriteKV", "PagedAttention"),
         *("MoeRouter", "MoeLinear", "QuantMoeLinear", "MoeCombine"),
@@ -29,6 +30,8 @@ CACHE_TYPES = {
     "int8": ir.DataType.INT8,
     "int4": ir.DataType.UINT8,
 }
+LOOKUPS = frozenset({"Gather", "QuantEmbedding"})
+STILL = "rope_none"  # tables of layers without rotation
 OF_EXPERTS = frozenset({"MoeLinear", "QuantMoeLinear", "GatedActivation"})  # may have an axis of slots
 BATCH_RANK = 3  # [batch, seq, width]
 SWAP_HEADS = (0, 2, 1, 3)  # [batch, seq, heads, dim] and [batch, heads, seq, dim]
@@ -42,7 +45,8 @@ class KvLayout:
     After:  ``q', cache' = RopeWriteKV(q, k, v, cos, sin, positions, sequences, block_tables, cache)``
             ``y = PagedAttention(q', cache', positions, sequences, block_tables)`` over [tokens, heads * dim]
 
-    A norm of each query and key head (Qwen 3, Gemma 3) moves into RopeWriteKV. The head computes only rows
+    A norm of each query and key head (Qwen 3, Gemma 3) moves into RopeWriteKV. Layers without rotation get
+    tables of 1 and 0, which leave queries and keys as they are to the bit. The head computes only rows
     that are asked for: ``Gather(x, logit_rows)`` is put before it. `page` is in tokens. Needs fuse-attention.
 
     Saves the padding of a batch, and the copy of the whole cache that Concat makes each step.
@@ -90,11 +94,10 @@ class KvLayout:
 
 @dataclass(frozen=True)
 class _Rotated:
-    """Hold what feeds a RotaryEmbedding: flat [.., heads * dim], its tables, and a norm on the way."""
+    """Hold what feeds a RotaryEmbedding: flat [.., heads * dim], its tables if any, and a norm on the way."""
 
     flat: ir.Value
-    cos: ir.Value
-    sin: ir.Value
+    tables: tuple[ir.Value, ir.Value] | None
     norm: ir.Value | None
     epsilon: float
 
@@ -104,7 +107,7 @@ class _Relayout:
 
     def __init__(self, graph: ir.Graph, config: ModelConfig, layout: Layout) -> None:
         self.graph, self.config, self.layout = graph, config, layout
-        self.ids = graph.inputs[0]
+        self.ids, self.batch_positions = graph.inputs[:2]
         self.positions = _input("positions", "tokens")
         self.sequences = _input("sequences", "tokens")
         self.block_tables = _input("block_tables", "seqs", "blocks")
@@ -118,6 +121,9 @@ class _Relayout:
         self._pick_rows(logits)
         for layer, node in enumerate([node for node in self.graph if node.op_type == "Attention"]):
             self._attention(layer, node)
+        for use in list(self.batch_positions.uses()):
+            if use.node.op_type in LOOKUPS:  # positions that are learned
+                use.node.replace_input_with(use.idx, self.positions)
         self.ids.shape = ir.Shape(["tokens"])
         self.graph.inputs[:] = [
             *(self.ids, self.positions, self.sequences, self.block_tables, self.logit_rows),
@@ -143,10 +149,8 @@ class _Relayout:
         """Exchange one Attention and the rotations before it for RopeWriteKV and PagedAttention."""
         inputs = [*node.inputs, *[None] * 6]
         query, key = (self._rotated(node, value) for value in inputs[:2])
-        if query.cos is not key.cos or query.sin is not key.sin or query.epsilon != key.epsilon:
+        if query.tables != key.tables or query.epsilon != key.epsilon:
             raise _unexpected(node, "query and key are rotated or normalized differently")
-        if node.attributes.get_float("softcap", 0.0):
-            raise _unexpected(node, "it caps its scores")
         value = _flat(node, inputs[2])[0]
         rotate = self._write(layer, query, key, value)
         attend = self._attend(rotate, node, _window(node, inputs[3]))
@@ -159,7 +163,8 @@ class _Relayout:
     def _rotated(self, node: ir.Node, value: ir.Value | None) -> _Rotated:
         rotary = made_by(value, "RotaryEmbedding")
         if rotary is None:
-            raise _unexpected(node, "a query or key is not rotated by RotaryEmbedding")
+            flat, norm, epsilon = _flat(node, value)
+            return _Rotated(flat, None, norm, epsilon)
         if rotary.attributes.get_int("interleaved", 0) or rotary.attributes.get_int(
             "rotary_embedding_dim", 0
         ):
@@ -168,13 +173,25 @@ class _Relayout:
         cos, sin = rotary.inputs[1], rotary.inputs[2]
         assert cos is not None, "RotaryEmbedding lacks its cosines"
         assert sin is not None, "RotaryEmbedding lacks its sines"
-        return _Rotated(flat, cos, sin, norm, epsilon)
+        return _Rotated(flat, (cos, sin), norm, epsilon)
+
+    def _still(self) -> tuple[ir.Value, ir.Value]:
+        """Return tables that rotate by nothing, one pair for all layers."""
+        shape = (self.config.context, self.config.head_dim // 2)
+        made = []
+        for name, fill in ((f"{STILL}.cos", np.ones), (f"{STILL}.sin", np.zeros)):
+            if name not in self.graph.initializers:
+                self.graph.register_initializer(
+                    initializer(ir.tensor(fill(shape, np.float32), name=name), name)
+                )
+            made.append(self.graph.initializers[name])
+        return made[0], made[1]
 
     def _write(self, layer: int, query: _Rotated, key: _Rotated, value: ir.Value) -> ir.Node:
         config = self.config
         caches = self._caches(layer)
         operands = [
-            *(query.flat, key.flat, value, query.cos, query.sin),
+            *(query.flat, key.flat, value, *(query.tables or self._still())),
             *(self.positions, self.sequences, self.block_tables),
             *caches,
             *(query.norm, key.norm),
@@ -205,6 +222,8 @@ class _Relayout:
             "scale": node.attributes.get_float("scale", config.head_dim**-0.5),
             "window": window,
         }
+        cap = node.attributes.get_float("softcap", 0.0)
+        attributes |= {"softcap": cap} if cap else {}
         if self.layout.dtype == "int4":
             attributes["bits"] = 4
         scales = [None] * (5 - len(rotate.outputs))

@@ -23,6 +23,16 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "partial_rotary_factor": 0.75,
+    "short_factor": [1.0 + 0.1 * i for i in range(12)],
+    "long_factor": [1.5 + 0.4 * i for i in range(12)],
+    "original_max_position_embeddings": 64,
+}
+GPT2_SIZES = {"n_embd": 64, "n_layer": 3, "n_head": 2, "n_positions": 128, "num_attention_heads": 2}
+TWO_HEADS = {"num_attention_heads": 2, "num_key_value_heads": 1}
 # family -> (model type, what differs from SIZES)
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {"tie_word_embeddings": False}),
@@ -35,6 +45,26 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("qwen3", {"head_dim": 32, "tie_word_embeddings": True}),
     "gemma3": ("gemma3_text", {"head_dim": 32, "sliding_window": 5, "query_pre_attn_scalar": 48,
                                "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}),
+    "gemma2": ("gemma2", {"head_dim": 32, "sliding_window": 5, "query_pre_attn_scalar": 48,
+                          "attn_logit_softcapping": 1.5, "final_logit_softcapping": 2.0}),
+    "smollm3": ("smollm3", {"tie_word_embeddings": True, "no_rope_layers": [1, 0, 1]}),
+    "granite": ("granite", {"embedding_multiplier": 3.0, "residual_multiplier": 0.4, "logits_scaling": 2.5,
+                            "attention_multiplier": 0.15, "tie_word_embeddings": True}),
+    "olmo2": ("olmo2", {}),
+    "phi3": ("phi3", {"sliding_window": 7}),
+    "phi4": ("phi3", {**TWO_HEADS, "rope_parameters": LONGROPE, "tie_word_embeddings": True}),
+    "stablelm": ("stablelm", {**TWO_HEADS, "use_qkv_bias": True}),
+    "stablelm_parallel": ("stablelm", {**TWO_HEADS, "use_parallel_residual": True}),
+    "gpt2": ("gpt2", GPT2_SIZES),
+    "gpt_bigcode": ("gpt_bigcode", GPT2_SIZES),
+    "gpt_neox": ("gpt_neox", TWO_HEADS),
+    "gpt_neox_serial": ("gpt_neox", {**TWO_HEADS, "use_parallel_residual": False, "hidden_act": "gelu_new"}),
+    "mixtral": ("mixtral", {"num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": None}),
+    "qwen2_moe": ("qwen2_moe", {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 32,
+                                "shared_expert_intermediate_size": 64, "mlp_only_layers": [1]}),
+    "qwen3_moe": ("qwen3_moe", {"head_dim": 32, "num_experts": 8, "num_experts_per_tok": 3,
+                                "moe_intermediate_size": 32, "norm_topk_prob": True}),
+    "olmoe": ("olmoe", {"num_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 32}),
 }  # fmt: skip
 
 

@@ -25,12 +25,13 @@ from tokc.targets.cpu.experts import (
 from tokc.targets.cpu.isa import Isa
 from tokc.targets.cpu.kernels.elementwise import Add, Apply, GatherRows, Multiply, Scale
 from tokc.targets.cpu.kernels.gated_activation import GatedActivation
+from tokc.targets.cpu.kernels.layer_norm import LayerNorm
 from tokc.targets.cpu.kernels.paged_attention import PagedAttention
 from tokc.targets.cpu.kernels.quantize import Quantize
 from tokc.targets.cpu.kernels.rms_norm import RmsNorm
 from tokc.targets.cpu.kernels.rope_write_kv import RopeWriteKV
 from tokc.targets.cpu.weights import Weights
-from tokc.targets.lowering import Lowering, Rules, lower_nodes, lower_split, skip
+from tokc.targets.lowering import Lowering, Rules, Slot, lower_nodes, lower_split, skip
 from tokc.targets.nodes import integer, layer_of, number, required, text
 from tokc.targets.plan import Buffer, Launch, Operand, Plan, Rows
 from tokc.targets.work import launch_work
@@ -151,14 +152,15 @@ def lower_embedding(low: Emission, node: ir.Node) -> None:
         return
     table, gather = low.weights.embedding(source)
     out = low.activation(node.outputs[0], low.program.config.hidden, "tokens")
-    low.launch(node, gather, (low.weight(table), low.input("input_ids"), out), "tokens")
+    low.launch(node, gather, (low.weight(table), low.input(ids.name or ""), out), "tokens")
 
 
 def lower_quant_embedding(low: Emission, node: ir.Node) -> None:
     """Gather and dequantize rows of the quantized embedding."""
     table, kernel = low.weights.quant_embedding(node)
     out = low.activation(node.outputs[0], low.program.config.hidden, "tokens")
-    low.launch(node, kernel, (low.weight(table), low.input("input_ids"), out), "tokens")
+    ids = required(node.inputs[0]).name or ""
+    low.launch(node, kernel, (low.weight(table), low.input(ids), out), "tokens")
 
 
 def lower_norm(low: Emission, node: ir.Node) -> None:
@@ -176,6 +178,16 @@ def lower_norm(low: Emission, node: ir.Node) -> None:
     as_float, as_int8, out = outputs_of(low, value, x.width, x.rows)
     kernel = RmsNorm(low.isa, x.width, x.stride, number(node, "epsilon", 1e-5), add, as_int8, as_float)
     low.launch(node, kernel, (*operands, low.weight(weight), *out), x.rows)
+
+
+def lower_layer_norm(low: Emission, node: ir.Node) -> None:
+    """Lower LayerNormalization, quantizing the result where it is read so."""
+    x = low.slots[required(node.inputs[0])]
+    vectors = [low.weight(low.weights.vector(value)) for value in node.inputs[1:] if value is not None]
+    as_float, as_int8, out = outputs_of(low, node.outputs[0], x.width, x.rows)
+    epsilon, bias = number(node, "epsilon", 1e-5), len(vectors) > 1
+    kernel = LayerNorm(low.isa, x.width, x.stride, epsilon, bias, as_int8, as_float)
+    low.launch(node, kernel, (x.operand, *vectors, *out), x.rows)
 
 
 def lower_linear(low: Emission, node: ir.Node) -> None:
@@ -260,6 +272,7 @@ def lower_paged_attention(low: Emission, node: ir.Node) -> None:
         context=low.limits["context"],
         quantize=as_int8,
         keep_float=as_float,
+        softcap=number(node, "softcap", 0.0),
     )
     scratch = low.buffer(Buffer("attention.scratch", "scratch", "u8", (kernel.scratch_bytes,)))
     batch = [low.input(name) for name in ("positions", "sequences", "block_tables")]
@@ -294,30 +307,37 @@ def lower_product(low: Emission, node: ir.Node) -> None:
         raise TargetRefused("the CPU target multiplies by constant scalars only", where=f"node '{node.name}'")
     factor = float(constants[0].const_value.numpy().reshape(()))
     x = low.slots[next(value for value in values if value is not constants[0])]
-    out = low.activation(node.outputs[0], x.width, x.rows)
-    low.launch(node, Scale(low.isa, x.width, x.stride, factor), (x.operand, out), x.rows)
+    width = whole_width(x)
+    out = low.activation(node.outputs[0], x.width, x.rows, width)
+    low.launch(node, Scale(low.isa, width, x.stride, factor), (x.operand, out), x.rows)
 
 
 def lower_activation(low: Emission, node: ir.Node) -> None:
     """Lower an activation that no gated projection took in."""
-    if node.op_type == "Gelu" and text(node, "approximate", "none") != "tanh":
-        raise TargetRefused(
-            "the CPU target runs Gelu with approximate='tanh' only", where=f"node '{node.name}'"
-        )
+    exact = text(node, "approximate", "none") != "tanh"
+    gelu = "gelu" if exact else "gelu_tanh"
     x = low.slots[required(node.inputs[0])]
-    out = low.activation(node.outputs[0], x.width, x.rows)
-    function = {"Sigmoid": "sigmoid", "Gelu": "gelu_tanh"}[node.op_type]
-    low.launch(node, Apply(low.isa, x.width, x.stride, function), (x.operand, out), x.rows)
+    width = whole_width(x)
+    out = low.activation(node.outputs[0], x.width, x.rows, width)
+    function = {"Sigmoid": "sigmoid", "Gelu": gelu, "Tanh": "tanh"}[node.op_type]
+    low.launch(node, Apply(low.isa, width, x.stride, function), (x.operand, out), x.rows)
+
+
+def whole_width(x: Slot) -> int:
+    """Return the width to compute: the padding too where a row ends within a group, as logits may."""
+    return x.width if x.width % GROUP == 0 or x.column else x.stride
 
 
 LOWER: Rules[Emission] = {
     ("", "Gather"): lower_embedding,
     ("", "RMSNormalization"): lower_norm,
+    ("", "LayerNormalization"): lower_layer_norm,
     ("", "Split"): lower_split,
     ("", "Add"): lower_add,
     ("", "Mul"): lower_product,
     ("", "Sigmoid"): lower_activation,
     ("", "Gelu"): lower_activation,
+    ("", "Tanh"): lower_activation,
     ("tokc", "QuantEmbedding"): lower_quant_embedding,
     ("tokc", "AddRmsNorm"): lower_norm,
     ("tokc", "Linear"): lower_linear,

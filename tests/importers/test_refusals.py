@@ -88,7 +88,7 @@ CASES = {
         edit_config(architectures=["MambaForCausalLM"]),
         "unknown architecture 'MambaForCausalLM'",
     ),
-    "rope type": (edit_config(rope_parameters={"rope_type": "yarn"}), "of type 'yarn' are not supported"),
+    "rope type": (edit_config(rope_parameters={"rope_type": "spiral"}), "of type 'spiral' are not supported"),
     "shape": (edit_config(intermediate_size=128), "has shape [96, 64], the configuration asks for [128, 64]"),
     "too few layers": (edit_config(num_hidden_layers=2), "has no place in family 'llama'"),
     "heads": (edit_config(num_key_value_heads=3), "4 attention heads cannot share 3 key-value heads"),

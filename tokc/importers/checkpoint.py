@@ -5,8 +5,8 @@ mapped file, so a checkpoint of any size costs address space, not memory.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
 
@@ -32,12 +32,14 @@ CODE_DTYPES: Mapping[str, npt.DTypeLike] = {
     "I16": np.int16,
     "I8": np.int8,
     "U8": np.uint8,
+    "BOOL": np.bool_,
     "F8_E4M3": ml_dtypes.float8_e4m3fn,
     "F8_E5M2": ml_dtypes.float8_e5m2,
 }
 NAMES: Mapping[np.dtype[np.generic], str] = {
     np.dtype(dtype): name for name, dtype in ({**DTYPES, **CODE_DTYPES}).items()
 }
+STACK_RANK = 3
 LENGTH_BYTES = 8
 HEADER_LIMIT_BYTES = 100 << 20  # as the safetensors library has it
 
@@ -159,6 +161,35 @@ def shifted(weight: Dense, offset: float) -> Dense:
     return Dense(lazy(lambda: tensor.numpy() + np.float32(offset), ir.DataType.FLOAT, weight.shape))
 
 
+def selected(weight: Weight, rows: Sequence[int]) -> Weight:
+    """Return some rows of a weight in the order given, picked when they are read; a grid stays a grid."""
+    index = np.asarray(rows, np.int64)
+    if isinstance(weight, Dense):
+        return Dense(_picked(weight.tensor, index))
+    offset = None if weight.offset is None else _picked(weight.offset, index)
+    return replace(weight, q=_picked(weight.q, index), scale=_picked(weight.scale, index), offset=offset)
+
+
+def _picked(tensor: ir.TensorProtocol, index: npt.NDArray[np.int64]) -> ir.LazyTensor:
+    shape = (len(index), *static(tensor)[1:])
+    return lazy(lambda: np.asarray(tensor.numpy())[index], tensor.dtype, shape)
+
+
+def transposed(weight: Weight, name: str, origin: str) -> Dense:
+    """Return a weight [in, out] as [out, in].
+
+    Raises: ImportRefused for a weight on a grid, whose blocks would lie across.
+    """
+    if isinstance(weight, Grid):
+        raise ImportRefused(
+            f"tensor '{name}' is quantized and stored transposed, which is not supported",
+            where=origin,
+            hint="take the model's unquantized checkpoint",
+        )
+    tensor, (columns, rows) = weight.tensor, weight.shape
+    return Dense(lazy(lambda: np.ascontiguousarray(tensor.numpy().T), tensor.dtype, (rows, columns)))
+
+
 def safetensors_arrays(folder: Path) -> Arrays:
     """Return a folder's tensors, single file or sharded, as they are stored, by their names in the files.
 
@@ -168,14 +199,20 @@ def safetensors_arrays(folder: Path) -> Arrays:
 
 
 def plain_weights(arrays: Arrays, origin: str) -> dict[str, Weight]:
-    """Return floating-point tensors as weights.
+    """Return floating-point tensors as weights; NAME[n, .., ..] becomes matrices NAME.0 to NAME.(n - 1).
 
     Raises: ImportRefused if one is of another type.
     """
     for name, array in arrays.items():
         if NAMES[array.dtype] not in DTYPES:
             raise _unsupported(name, NAMES[array.dtype], origin)
-    return {name: widened(array) for name, array in arrays.items()}
+    return {name: widened(array) for given in arrays.items() for name, array in _matrices(*given)}
+
+
+def _matrices(name: str, array: npt.NDArray[np.generic]) -> list[tuple[str, npt.NDArray[np.generic]]]:
+    """Cut a stack of matrices, which experts share a tensor in; other arrays stay whole."""
+    stack = array.ndim == STACK_RANK
+    return [(f"{name}.{index}", one) for index, one in enumerate(array)] if stack else [(name, array)]
 
 
 def read_json(path: Path) -> dict[str, object]:

@@ -11,13 +11,16 @@ import onnx_ir as ir
 
 from tokc.errors import ImportRefused
 from tokc.importers.architecture import Architecture
-from tokc.importers.checkpoint import Checkpoint, Dense, Grid, Weight, shifted, static
+from tokc.importers.checkpoint import Checkpoint, Dense, Grid, Weight, selected, shifted, static
+from tokc.importers.experts import expert_layer
+from tokc.importers.rope import rotated_first
 from tokc.ir.ops import DOMAIN, DOMAIN_VERSION, make_node
 from tokc.ir.program import IR_VERSION, OPSET, Assets, Program
 
 EMBEDDING = "model.embed_tokens.weight"
+POSITIONS = "model.embed_positions.weight"
 HEAD = "lm_head.weight"
-IGNORED = ("rotary_emb.inv_freq", "masked_bias", "attn.bias")
+HEAD_BIAS = "lm_head.bias"
 Attributes = Mapping[str, int | float | str | Sequence[int]]
 
 
@@ -32,10 +35,11 @@ def decoder_program(architecture: Architecture, checkpoint: Checkpoint, assets: 
 
 
 def _refuse_leftovers(checkpoint: Checkpoint, architecture: Architecture) -> None:
-    """Refuse a checkpoint whose layers hold tensors that the decoder does not use: it is another model's."""
-    names = [
-        name for name in checkpoint.left() if name.startswith("model.layers.") and not name.endswith(IGNORED)
-    ]
+    """Refuse a checkpoint with tensors that the decoder does not use: it is another model's.
+
+    A head beside a tied embedding is a copy of it.
+    """
+    names = [name for name in checkpoint.left() if name.startswith(("model.", "lm_head.")) and name != HEAD]
     if names:
         more = f" (nor have {len(names) - 1} more)" if len(names) > 1 else ""
         raise ImportRefused(
@@ -63,14 +67,14 @@ class _Builder:
 
     def build(self) -> ir.Graph:
         x = self.op("Gather", [self.weight(EMBEDDING, self._table), self.inputs["input_ids"]], {"axis": 0})
-        if self.arch.family.scaled_embedding:
-            x = self.op("Mul", [x, self.constant("embedding.scale", np.float32(self.config.hidden**0.5))])
+        x = self.scaled(x, "embedding.scale", self.arch.scales.embedding)
+        if self.arch.learned_positions:
+            table = self.weight(POSITIONS, (self.arch.trained, self.config.hidden))
+            places = self.op("Gather", [table, self.inputs["position_ids"]], {"axis": 0})
+            x = self.op("Add", [x, places])
         for layer in range(self.config.layers):
             x = self._layer(x, layer)
-        x = self.norm(x, "model.norm.weight", self.config.hidden)
-        tied = self.config.tied_embedding
-        head = self.weight(EMBEDDING if tied else HEAD, self._table)
-        logits = self.op("MatMul", [x, self.op("Transpose", [head], {"perm": [1, 0]})])
+        logits = self._head(self.norm(x, "model.norm", self.config.hidden))
         logits.name = "logits"
         _annotate(logits, ir.DataType.FLOAT, ("batch", "seq", self.config.vocab))
         return ir.Graph(
@@ -86,33 +90,45 @@ class _Builder:
     def _table(self) -> tuple[int, int]:
         return self.config.vocab, self.config.hidden
 
+    def _head(self, x: ir.Value) -> ir.Value:
+        tied = self.config.tied_embedding
+        head = self.weight(EMBEDDING if tied else HEAD, self._table)
+        logits = self.op("MatMul", [x, self.op("Transpose", [head], {"perm": [1, 0]})])
+        if HEAD_BIAS in self.checkpoint:
+            logits = self.op("Add", [logits, self.weight(HEAD_BIAS, (self.config.vocab,))])
+        logits = self.scaled(logits, "logits.scale", 1 / self.arch.scales.logits)
+        return self.capped(logits, "logits", self.arch.scales.logit_cap)
+
     def _layer(self, x: ir.Value, layer: int) -> ir.Value:
-        prefix, hidden, sandwich = (
-            f"model.layers.{layer}.",
-            self.config.hidden,
-            self.arch.family.sandwich_norms,
-        )
-        attended = self._attention(self.norm(x, prefix + "input_layernorm.weight", hidden), layer)
-        if sandwich:
-            attended = self.norm(attended, prefix + "post_attention_layernorm.weight", hidden)
-        x = self.op("Add", [x, attended])
-        before = "pre_feedforward_layernorm.weight" if sandwich else "post_attention_layernorm.weight"
-        mixed = self._feed_forward(self.norm(x, prefix + before, hidden), prefix + "mlp.")
-        if sandwich:
-            mixed = self.norm(mixed, prefix + "post_feedforward_layernorm.weight", hidden)
-        return self.op("Add", [x, mixed])
+        prefix, hidden = f"model.layers.{layer}.", self.config.hidden
+        places, parallel = self.arch.family.norm_places, self.arch.parallel
+        h = x if places == "after" else self.norm(x, prefix + "input_layernorm", hidden)
+        attended = self._attention(h, layer)
+        if places != "before":
+            attended = self.norm(attended, prefix + "post_attention_layernorm", hidden)
+        summed = self.op("Add", [x, self.scaled(attended, "residual.scale", self.arch.scales.residual)])
+        before = "pre_feedforward_layernorm" if places == "around" else "post_attention_layernorm"
+        if not (parallel and self.arch.family.shared_norm):
+            read = x if parallel else summed
+            h = read if places == "after" else self.norm(read, prefix + before, hidden)
+        mixed = self._mixed(h, layer)
+        if places != "before":
+            mixed = self.norm(mixed, prefix + "post_feedforward_layernorm", hidden)
+        return self.op("Add", [summed, self.scaled(mixed, "residual.scale", self.arch.scales.residual)])
 
     def _attention(self, h: ir.Value, layer: int) -> ir.Value:
         prefix, config = f"model.layers.{layer}.self_attn.", self.config
         q = self._heads(h, prefix + "q", config.heads)
         k = self._heads(h, prefix + "k", config.kv_heads)
         v = self._heads(h, prefix + "v", config.kv_heads)
-        q, k = self._rotate(q, layer), self._rotate(k, layer)
+        if self.arch.rotated[layer]:
+            q, k = self._rotate(q, layer), self._rotate(k, layer)
         key, value = self._cached(k, layer, "key"), self._cached(v, layer, "value")
         mask = self._mask(self.arch.windows[layer], key)
         turned = self.op("Transpose", [self._repeat(key)], {"perm": [0, 1, 3, 2]})
         scale = self.constant("attention.scale", np.float32(self.arch.attention_scale))
         scores = self.op("Mul", [self.op("MatMul", [q, turned]), scale])
+        scores = self.capped(scores, "attention", self.arch.scales.score_cap)
         masked = self.op("Where", [mask, scores, self.constant("attention.hidden", np.float32(-np.inf))])
         y = self.op("MatMul", [self.op("Softmax", [masked], {"axis": -1}), self._repeat(value)])
         width = config.heads * config.head_dim
@@ -122,14 +138,28 @@ class _Builder:
 
     def _heads(self, h: ir.Value, name: str, heads: int) -> ir.Value:
         """Project to [batch, heads, seq, dim], each head of q and k normed where the family does so."""
-        dim = self.config.head_dim
-        bias = self.arch.family.qkv_bias or self.arch.attention_bias
-        y = self.linear(h, f"{name}_proj", self.config.hidden, heads * dim, bias=bias)
+        dim, family = self.config.head_dim, self.arch.family
+        bias = self.arch.qkv_bias or self.arch.attention_bias
+        turned = not name.endswith(".v")
+        order = self._row_order(heads) if turned else None
+        y = self.linear(h, f"{name}_proj", self.config.hidden, heads * dim, bias=bias, order=order)
+        if family.wide_qk_norm and turned:
+            y = self.norm(y, f"{name}_norm", heads * dim)
         shape = self.constant(f"attention.shape_{heads}", np.array([0, 0, heads, dim], dtype=np.int64))
         y = self.op("Reshape", [y, shape])
-        if self.arch.family.qk_norm and not name.endswith(".v"):
-            y = self.norm(y, f"{name}_norm.weight", dim)
+        if family.qk_norm and turned:
+            y = self.norm(y, f"{name}_norm", dim)
         return self.op("Transpose", [y], {"perm": [0, 2, 1, 3]})
+
+    def _row_order(self, heads: int) -> list[int] | None:
+        """Return the rows of q or k, each head's rotated elements paired; None as they are."""
+        dim, rotated = self.config.head_dim, self.arch.rope.rotated
+        if rotated is None:
+            return None
+        normed = self.arch.family.qk_norm or self.arch.family.wide_qk_norm
+        assert not normed, "the norm's weight would have to be ordered too"
+        first = rotated_first(dim, rotated)
+        return [head * dim + element for head in range(heads) for element in first]
 
     def _rotate(self, x: ir.Value, layer: int) -> ir.Value:
         local = self.arch.local(layer)
@@ -172,44 +202,79 @@ class _Builder:
         merged = np.array([0, config.heads, -1, config.head_dim], dtype=np.int64)
         return self.op("Reshape", [x, self.constant("attention.merged_shape", merged)])
 
-    def _feed_forward(self, h: ir.Value, prefix: str) -> ir.Value:
-        hidden, width, bias = self.config.hidden, self.config.intermediate, self.arch.mlp_bias
+    def _mixed(self, h: ir.Value, layer: int) -> ir.Value:
+        """Write a layer's feed-forward block, of experts where it has some."""
+        prefix, experts = f"model.layers.{layer}.mlp.", self.arch.experts
+        if experts is not None and layer in experts.layers:
+            return expert_layer(self, h, prefix, experts, self.arch.activation)
+        return self.feed_forward(h, prefix, self.config.intermediate)
+
+    def feed_forward(self, h: ir.Value, prefix: str, width: int) -> ir.Value:
+        hidden, bias = self.config.hidden, self.arch.mlp_bias
+        if not self.arch.family.gated:
+            active = self._activated(self.linear(h, prefix + "up_proj", hidden, width, bias=bias))
+            return self.linear(active, prefix + "down_proj", width, hidden, bias=bias)
         gate = self.linear(h, prefix + "gate_proj", hidden, width, bias=bias)
         up = self.linear(h, prefix + "up_proj", hidden, width, bias=bias)
+        gated = self.op("Mul", [self._activated(gate), up])
+        return self.linear(gated, prefix + "down_proj", width, hidden, bias=bias)
+
+    def _activated(self, x: ir.Value) -> ir.Value:
         if self.arch.activation == "silu":
-            active = self.op("Mul", [gate, self.op("Sigmoid", [gate])])
-        else:
-            active = self.op("Gelu", [gate], {"approximate": "tanh"})
-        return self.linear(self.op("Mul", [active, up]), prefix + "down_proj", width, hidden, bias=bias)
+            return self.op("Mul", [x, self.op("Sigmoid", [x])])
+        return self.op(
+            "Gelu", [x], {"approximate": "tanh" if self.arch.activation == "gelu_tanh" else "none"}
+        )
+
+    def scaled(self, x: ir.Value, name: str, factor: float) -> ir.Value:
+        return x if factor == 1.0 else self.op("Mul", [x, self.constant(name, np.float32(factor))])
+
+    def capped(self, x: ir.Value, name: str, cap: float) -> ir.Value:
+        """Return cap * tanh(x / cap), x without a cap."""
+        if not cap:
+            return x
+        inner = self.op("Tanh", [self.scaled(x, f"{name}.cap_inverse", 1 / cap)])
+        return self.scaled(inner, f"{name}.cap", cap)
 
     def op(self, name: str, inputs: Sequence[ir.Value], attributes: Attributes | None = None) -> ir.Value:
         node = ir.node(name, inputs, attributes)
         self.nodes.append(node)
         return node.outputs[0]
 
-    def linear(self, x: ir.Value, name: str, columns: int, rows: int, *, bias: bool) -> ir.Value:
-        weight = self.weight(f"{name}.weight", (rows, columns))
+    def linear(
+        self, x: ir.Value, name: str, columns: int, rows: int, *, bias: bool, order: list[int] | None = None
+    ) -> ir.Value:
+        weight = self.weight(f"{name}.weight", (rows, columns), order)
         y = self.op("MatMul", [x, self.op("Transpose", [weight], {"perm": [1, 0]})])
         if bias:
-            y = self.op("Add", [y, self.weight(f"{name}.bias", (rows,))])
+            y = self.op("Add", [y, self.weight(f"{name}.bias", (rows,), order)])
         return y
 
     def norm(self, x: ir.Value, name: str, width: int) -> ir.Value:
+        weight = self._norm_weight(f"{name}.weight", width)
+        epsilon = {"axis": -1, "epsilon": self.config.norm_epsilon}
+        if self.arch.family.norm == "rms":
+            return self.op("RMSNormalization", [x, weight], epsilon)
+        return self.op("LayerNormalization", [x, weight, self.weight(f"{name}.bias", (width,))], epsilon)
+
+    def _norm_weight(self, name: str, width: int) -> ir.Value:
         if name not in self.weights:
             weight = self.checkpoint.take(name, (width,))
             assert isinstance(weight, Dense), "the weight of a norm is a vector, which no grid holds"
             if self.arch.norm_offset:
                 weight = shifted(weight, self.arch.norm_offset)
-            self.weights[name] = self._stored(name, weight)
-        epsilon = {"axis": -1, "epsilon": self.config.norm_epsilon}
-        return self.op("RMSNormalization", [x, self.weights[name]], epsilon)
-
-    def weight(self, name: str, shape: tuple[int, ...]) -> ir.Value:
-        if name not in self.weights:
-            self.weights[name] = self._stored(name, self.checkpoint.take(name, shape))
+            self.weights[name] = self.stored(name, weight)
         return self.weights[name]
 
-    def _stored(self, name: str, weight: Weight) -> ir.Value:
+    def weight(self, name: str, shape: tuple[int, ...], order: list[int] | None = None) -> ir.Value:
+        """Return a weight, its rows in `order` if one is given."""
+        if name not in self.weights:
+            weight = self.checkpoint.take(name, shape)
+            self.weights[name] = self.stored(name, weight if order is None else selected(weight, order))
+        return self.weights[name]
+
+    def stored(self, name: str, weight: Weight) -> ir.Value:
+        """Return the value of a weight, dequantized if it lies on a grid."""
         if isinstance(weight, Dense):
             return self._initializer(name, weight.tensor)
         return self._grid(name, weight)

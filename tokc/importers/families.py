@@ -1,86 +1,56 @@
-"""The model families that tokc reads, a row each, and the rules that tell one configuration from another.
+"""The model families that tokc reads, a row each.
 
-A row says how a family's decoder differs from Llama's. The values of a configuration (sizes, RoPE, windows)
-are read by `architecture.py`; a GGUF file's keys are renamed to those of a Hugging Face configuration by
-GGUF_KEYS.
+What a row states is in `family.py`. A GGUF file's keys are renamed to those of a Hugging Face configuration
+by GGUF_KEYS.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Mapping
+from difflib import get_close_matches
 
 from tokc.errors import ImportRefused
+from tokc.importers.expert_keys import ExpertKeys
+from tokc.importers.family import (
+    Config,
+    Family,
+    alternating_windows,
+    interleaved_windows,
+    late_windows,
+    most_rotated,
+    none_rotated,
+    same_window,
+)
+from tokc.importers.settings import bigcode_settings, gpt2_settings, neox_settings, stablelm_settings
 
-Activation = Literal["silu", "gelu_tanh"]
-Config = Mapping[str, object]
-WindowRule = Callable[[Config, int], tuple[int, ...]]
+ADDING = "docs/adding-a-model.md says how to add a family"
 
-SLIDING = "sliding_attention"
-
-
-def _listed(config: Config, layers: int) -> tuple[int, ...] | None:
-    kinds = config.get("layer_types")
-    if not isinstance(kinds, list):
-        return None
-    window = integer(config, "sliding_window", 0)
-    if len(kinds) != layers:
-        raise ImportRefused(
-            f"'layer_types' lists {len(kinds)} layers of {layers}", hint="correct config.json"
-        )
-    return tuple(window if kind == SLIDING else 0 for kind in kinds)
-
-
-def no_windows(_: Config, layers: int) -> tuple[int, ...]:
-    """Let every layer attend to everything before it."""
-    return (0,) * layers
-
-
-def same_window(config: Config, layers: int) -> tuple[int, ...]:
-    """Give every layer the configuration's window, if there is one (Mistral)."""
-    return (integer(config, "sliding_window", 0),) * layers
-
-
-def late_windows(config: Config, layers: int) -> tuple[int, ...]:
-    """Give the layers from `max_window_layers` on the window, if it is switched on (Qwen)."""
-    if not config.get("use_sliding_window", False):
-        return no_windows(config, layers)
-    window, first = integer(config, "sliding_window", 0), integer(config, "max_window_layers", 28)
-    return _listed(config, layers) or tuple(window if layer >= first else 0 for layer in range(layers))
-
-
-def interleaved_windows(config: Config, layers: int) -> tuple[int, ...]:
-    """Leave every sixth layer without a window (Gemma 3)."""
-    window, every = integer(config, "sliding_window", 4096), integer(config, "sliding_window_pattern", 6)
-    return _listed(config, layers) or tuple(
-        0 if (layer + 1) % every == 0 else window for layer in range(layers)
-    )
-
-
-@dataclass(frozen=True)
-class Family:
-    """State how a family's decoder differs from Llama's.
-
-    `norm_offset` is added to norm weights of Hugging Face files (GGUF files have it added);
-    `attention_scalar` names the value whose inverse square root scales the scores, the head's width if None;
-    `permuted_gguf` says that GGUF files store the rows of q and k in the order of interleaved rotation.
-    """
-
-    name: str
-    model_types: tuple[str, ...]
-    architectures: tuple[str, ...]
-    gguf: tuple[str, ...] = ()
-    activation: Activation = "silu"
-    qk_norm: bool = False
-    qkv_bias: bool = False
-    norm_offset: float = 0.0
-    sandwich_norms: bool = False
-    scaled_embedding: bool = False
-    local_rope_theta: float | None = None
-    attention_scalar: str | None = None
-    windows: WindowRule = no_windows
-    defaults: Config = field(default_factory=dict)
-    permuted_gguf: bool = False
-
+GPT2_TENSORS = (
+    (r"^(transformer\.)?h\.", "model.layers."),
+    (r"^(transformer\.)?wte\.", "model.embed_tokens."),
+    (r"^(transformer\.)?wpe\.", "model.embed_positions."),
+    (r"^(transformer\.)?ln_f\.", "model.norm."),
+    (r"\.ln_1\.", ".input_layernorm."),
+    (r"\.ln_2\.", ".post_attention_layernorm."),
+    (r"\.attn\.c_attn\.", ".self_attn.qkv_proj."),
+    (r"\.attn\.c_proj\.", ".self_attn.o_proj."),
+    (r"\.mlp\.c_fc\.", ".mlp.up_proj."),
+    (r"\.mlp\.c_proj\.", ".mlp.down_proj."),
+)
+NEOX_TENSORS = (
+    (r"^gpt_neox\.layers\.", "model.layers."),
+    (r"^gpt_neox\.embed_in\.", "model.embed_tokens."),
+    (r"^gpt_neox\.final_layer_norm\.", "model.norm."),
+    (r"^embed_out\.", "lm_head."),
+    (r"\.attention\.query_key_value\.", ".self_attn.qkv_proj."),
+    (r"\.attention\.dense\.", ".self_attn.o_proj."),
+    (r"\.mlp\.dense_h_to_4h\.", ".mlp.up_proj."),
+    (r"\.mlp\.dense_4h_to_h\.", ".mlp.down_proj."),
+)
+MIXTRAL_TENSORS = (
+    (r"\.block_sparse_moe\.", ".mlp."),
+    (r"(\.experts\.\d+)\.w1\.", r"\1.gate_proj."),
+    (r"(\.experts\.\d+)\.w3\.", r"\1.up_proj."),
+    (r"(\.experts\.\d+)\.w2\.", r"\1.down_proj."),
+)
 
 FAMILIES: tuple[Family, ...] = (
     Family(
@@ -123,7 +93,7 @@ FAMILIES: tuple[Family, ...] = (
         activation="gelu_tanh",
         qk_norm=True,
         norm_offset=1.0,
-        sandwich_norms=True,
+        norm_places="around",
         scaled_embedding=True,
         local_rope_theta=10_000.0,
         attention_scalar="query_pre_attn_scalar",
@@ -143,6 +113,173 @@ FAMILIES: tuple[Family, ...] = (
             "hidden_act": "gelu_pytorch_tanh",
             "tie_word_embeddings": True,
         },
+    ),
+    Family(
+        "gemma2",
+        model_types=("gemma2",),
+        architectures=("Gemma2ForCausalLM",),
+        gguf=("gemma2",),
+        activation="gelu_tanh",
+        norm_offset=1.0,
+        norm_places="around",
+        scaled_embedding=True,
+        attention_scalar="query_pre_attn_scalar",
+        softcapped=True,
+        windows=alternating_windows,
+        defaults={
+            "hidden_size": 2304,
+            "intermediate_size": 9216,
+            "num_hidden_layers": 26,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 4,
+            "head_dim": 256,
+            "vocab_size": 256_000,
+            "max_position_embeddings": 8192,
+            "query_pre_attn_scalar": 256,
+            "rms_norm_eps": 1e-6,
+            "attn_logit_softcapping": 50.0,
+            "final_logit_softcapping": 30.0,
+            "tie_word_embeddings": True,
+        },
+    ),
+    Family(
+        "smollm3",
+        model_types=("smollm3",),
+        architectures=("SmolLM3ForCausalLM",),
+        gguf=("smollm3",),
+        rotations=most_rotated,
+        windows=late_windows,
+        defaults={"num_key_value_heads": 4, "rope_theta": 2_000_000.0, "tie_word_embeddings": True},
+    ),
+    Family(
+        "granite",
+        model_types=("granite",),
+        architectures=("GraniteForCausalLM",),
+        gguf=("granite",),
+        scaled=True,
+        permuted_gguf=True,
+    ),
+    Family(
+        "olmo2",
+        model_types=("olmo2",),
+        architectures=("Olmo2ForCausalLM",),
+        gguf=("olmo2",),
+        norm_places="after",
+        wide_qk_norm=True,
+        defaults={"rms_norm_eps": 1e-5},
+    ),
+    Family(
+        "phi3",
+        model_types=("phi3",),
+        architectures=("Phi3ForCausalLM",),
+        fused_qkv="stacked",
+        fused_gate_up=True,
+        windows=same_window,
+        defaults={"rms_norm_eps": 1e-5},
+    ),
+    Family(
+        "stablelm",
+        model_types=("stablelm",),
+        architectures=("StableLmForCausalLM",),
+        settings=stablelm_settings,
+        norm="layer",
+        shared_norm=True,
+        rotary_share=0.25,
+        defaults={"rms_norm_eps": 1e-5},
+        refused=("qk_layernorm",),
+    ),
+    Family(
+        "gpt2",
+        model_types=("gpt2",),
+        architectures=("GPT2LMHeadModel",),
+        settings=gpt2_settings,
+        tensors=GPT2_TENSORS,
+        fused_qkv="stacked",
+        transposed=True,
+        activation="gelu_tanh",
+        gated=False,
+        norm="layer",
+        rotations=none_rotated,
+        defaults={
+            "attention_bias": True,
+            "mlp_bias": True,
+            "tie_word_embeddings": True,
+            "rms_norm_eps": 1e-5,
+        },
+        refused=("scale_attn_by_inverse_layer_idx", "add_cross_attention"),
+    ),
+    Family(
+        "gpt_bigcode",
+        model_types=("gpt_bigcode",),
+        architectures=("GPTBigCodeForCausalLM",),
+        settings=bigcode_settings,
+        tensors=GPT2_TENSORS,
+        fused_qkv="stacked",
+        activation="gelu_tanh",
+        gated=False,
+        norm="layer",
+        rotations=none_rotated,
+        defaults={
+            "attention_bias": True,
+            "mlp_bias": True,
+            "tie_word_embeddings": True,
+            "rms_norm_eps": 1e-5,
+        },
+        refused=("add_cross_attention",),
+    ),
+    Family(
+        "gpt_neox",
+        model_types=("gpt_neox",),
+        architectures=("GPTNeoXForCausalLM",),
+        settings=neox_settings,
+        tensors=NEOX_TENSORS,
+        fused_qkv="interleaved",
+        activation="gelu",
+        gated=False,
+        norm="layer",
+        rotary_share=0.25,
+        defaults={
+            "attention_bias": True,
+            "mlp_bias": True,
+            "use_parallel_residual": True,
+            "rms_norm_eps": 1e-5,
+        },
+    ),
+    Family(
+        "mixtral",
+        model_types=("mixtral",),
+        architectures=("MixtralForCausalLM",),
+        tensors=MIXTRAL_TENSORS,
+        windows=same_window,
+        experts=ExpertKeys(width="intermediate_size", normalize=True),
+        defaults={"num_key_value_heads": 8, "num_local_experts": 8, "rms_norm_eps": 1e-5},
+    ),
+    Family(
+        "qwen2_moe",
+        model_types=("qwen2_moe",),
+        architectures=("Qwen2MoeForCausalLM",),
+        qkv_bias=True,
+        windows=late_windows,
+        experts=ExpertKeys(top_k=4, shared=True),
+        defaults={"num_key_value_heads": 16, "sliding_window": 4096},
+    ),
+    Family(
+        "qwen3_moe",
+        model_types=("qwen3_moe",),
+        architectures=("Qwen3MoeForCausalLM",),
+        qk_norm=True,
+        windows=late_windows,
+        experts=ExpertKeys(top_k=8),
+        defaults={"num_key_value_heads": 4, "sliding_window": 4096},
+    ),
+    Family(
+        "olmoe",
+        model_types=("olmoe",),
+        architectures=("OlmoeForCausalLM",),
+        wide_qk_norm=True,
+        experts=ExpertKeys(width="intermediate_size", top_k=8),
+        defaults={"rms_norm_eps": 1e-5},
+        refused=("clip_qkv",),
     ),
 )
 
@@ -192,7 +329,7 @@ GGUF_SANDWICH_TENSORS: Mapping[str, str] = {
 def family_of(config: Config, origin: str) -> Family:
     """Return the row of a Hugging Face configuration.
 
-    Raises: ImportRefused if no row names its architecture or model type.
+    Raises: ImportRefused if no row names its architecture or model type; it names the nearest one.
     """
     listed = config.get("architectures")
     names = [str(name) for name in listed] if isinstance(listed, list) else []
@@ -202,51 +339,35 @@ def family_of(config: Config, origin: str) -> Family:
             not names and model_type in family.model_types
         ):
             return family
+    every = {name: family for family in FAMILIES for name in (*family.architectures, *family.model_types)}
     known = ", ".join(name for family in FAMILIES for name in family.architectures)
+    asked = names[0] if names else model_type
     raise ImportRefused(
-        f"unknown architecture '{names[0] if names else model_type}'; supported are {known}",
+        f"unknown architecture '{asked}'; supported are {known}",
         where=origin,
-        hint="choose a model of a supported family",
+        hint=_nearest(asked, model_type, every),
     )
+
+
+def _nearest(asked: str, model_type: str, known: Mapping[str, Family]) -> str:
+    """Say which row has the most similar name, if one has."""
+    for name in (asked, model_type):
+        close = get_close_matches(name, known, n=1, cutoff=0.75)
+        if close:
+            return f"the nearest family is '{known[close[0]].name}'; {ADDING}"
+    return f"no row of tokc/importers/families.py is named alike; {ADDING}"
 
 
 def gguf_family(architecture: str, origin: str) -> Family:
     """Return the row of a GGUF file's architecture.
 
-    Raises: ImportRefused if no row names it.
+    Raises: ImportRefused if no row names it; it names the nearest one.
     """
-    for family in FAMILIES:
-        if architecture in family.gguf:
-            return family
-    known = ", ".join(name for family in FAMILIES for name in family.gguf)
+    every = {name: family for family in FAMILIES for name in family.gguf}
+    if architecture in every:
+        return every[architecture]
     raise ImportRefused(
-        f"unknown architecture '{architecture}'; supported in GGUF are {known}",
+        f"unknown architecture '{architecture}'; supported in GGUF are {', '.join(every)}",
         where=origin,
-        hint="choose a model of a supported family",
+        hint=_nearest(architecture, architecture, every),
     )
-
-
-def integer(config: Config, key: str, default: int | None = None) -> int:
-    """Return an integer of a configuration; null counts as absent.
-
-    Raises: ImportRefused if it is absent without a default, or no integer.
-    """
-    value = number(config, key, default)
-    if value != int(value):
-        raise ImportRefused(f"'{key}' is {value}, not a whole number", hint="correct config.json")
-    return int(value)
-
-
-def number(config: Config, key: str, default: float | None = None) -> float:
-    """Return a number of a configuration; null counts as absent.
-
-    Raises: ImportRefused if it is absent without a default, or no number.
-    """
-    value = config.get(key)
-    if value is None:
-        value = default
-    if value is None:
-        raise ImportRefused(f"the configuration has no '{key}'", hint="fetch config.json again")
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ImportRefused(f"'{key}' is '{value}', not a number", hint="correct config.json")
-    return value

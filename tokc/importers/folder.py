@@ -9,7 +9,9 @@ from tokc.errors import ImportRefused
 from tokc.importers.architecture import architecture_of
 from tokc.importers.checkpoint import Checkpoint, Weight, plain_weights, read_json, safetensors_arrays
 from tokc.importers.decoder import EMBEDDING, HEAD, decoder_program
-from tokc.importers.families import Family, family_of
+from tokc.importers.families import family_of
+from tokc.importers.family import Family
+from tokc.importers.layouts import is_buffer, laid_out, named_alike
 from tokc.importers.lora import adapter_hashes, merge_adapters
 from tokc.importers.quantized import empty_biases, quantized_weights
 from tokc.importers.tokenizer import folder_texts
@@ -28,24 +30,35 @@ def load_folder(path: Path, context: int | None = None, lora: Sequence[Path] = (
     The LoRA adapters in the folders `lora` are merged into the weights in order.
     Raises: ImportRefused if the folder is no model, is damaged, or is of an unknown kind.
     """
-    given = _config(path)
-    family = family_of(given, str(path / CONFIG))
-    text = given.get("text_config")
-    config = {**given, **text} if isinstance(text, dict) else given
-    generation = read_json(path / GENERATION) if (path / GENERATION).is_file() else {}
-    for key in ("bos_token_id", "eos_token_id"):
-        if generation.get(key) is not None:
-            config = {**config, key: generation[key]}
-    weights, spare = _weights(path, config)
+    family, config, generation = folder_config(path)
+    weights, spare = _weights(path, config, family)
     # Files state untied embeddings by their presence, and older ones leave the flag out.
     tied = bool(config.get("tie_word_embeddings", family.defaults.get("tie_word_embeddings", False)))
     tied = tied or (HEAD not in weights and "tie_word_embeddings" not in config and EMBEDDING in weights)
     config = {**config, "tie_word_embeddings": tied}
     architecture = architecture_of(family, config, context, str(path / CONFIG))
-    weights = merge_adapters(_text_only(weights), lora, _text_name)
-    checkpoint = Checkpoint(str(path), weights, spare)
-    assets = replace(_assets(path, generation, lora), source_config=decoder_config(config, family))
+    weights = merge_adapters(_text_only(weights), lora, lambda name: _text_name(name, family))
+    checkpoint = Checkpoint(str(path), laid_out(weights, architecture, str(path)), spare)
+    assets = replace(
+        folder_assets(path, generation, _sources(path), lora), source_config=decoder_config(config, family)
+    )
     return decoder_program(architecture, checkpoint, assets)
+
+
+def folder_config(path: Path) -> tuple[Family, dict[str, object], dict[str, object]]:
+    """Return a folder's family, its configuration (of text, token ids included) and generation defaults.
+
+    Raises: ImportRefused if there is no configuration, or one of an unknown kind.
+    """
+    given = _config(path)
+    family = family_of(given, str(path / CONFIG))
+    text = given.get("text_config")
+    config = {**given, **text} if isinstance(text, dict) else given
+    generation = read_json(path / GENERATION) if (path / GENERATION).is_file() else {}
+    ids = {
+        key: generation[key] for key in ("bos_token_id", "eos_token_id") if generation.get(key) is not None
+    }
+    return family, {**config, **ids}, generation
 
 
 def decoder_config(config: dict[str, object], family: Family) -> dict[str, object]:
@@ -55,14 +68,16 @@ def decoder_config(config: dict[str, object], family: Family) -> dict[str, objec
     return {**kept, "architectures": [family.architectures[0]], "model_type": family.model_types[0]}
 
 
-def _weights(path: Path, config: dict[str, object]) -> tuple[dict[str, Weight], frozenset[str]]:
+def _weights(
+    path: Path, config: dict[str, object], family: Family
+) -> tuple[dict[str, Weight], frozenset[str]]:
     """Return the weights by their names in a model of text only, and which of them it can do without."""
-    arrays = safetensors_arrays(path)
+    arrays = {name: array for name, array in safetensors_arrays(path).items() if not is_buffer(name)}
     quantized = quantized_weights(config, arrays, str(path))
     spare = empty_biases(quantized, arrays)
     named = {**plain_weights(arrays, str(path)), **quantized}
-    weights = {_text_name(name): weight for name, weight in named.items()}
-    return weights, frozenset(_text_name(name) for name in spare)
+    weights = {_text_name(name, family): weight for name, weight in named.items()}
+    return weights, frozenset(_text_name(name, family) for name in spare)
 
 
 def _config(path: Path) -> dict[str, object]:
@@ -77,16 +92,22 @@ def _config(path: Path) -> dict[str, object]:
     return read_json(path / CONFIG)
 
 
-def _text_name(name: str) -> str:
-    """Return a tensor's name in a model of text only."""
-    return HEAD_PREFIX.sub("lm_head.", TEXT_PREFIX.sub("model.", name))
+def _text_name(name: str, family: Family) -> str:
+    """Return a tensor's name in a model of text only, as Llama has it."""
+    return named_alike(HEAD_PREFIX.sub("lm_head.", TEXT_PREFIX.sub("model.", name)), family)
 
 
 def _text_only(weights: dict[str, Weight]) -> dict[str, Weight]:
     return {name: weight for name, weight in weights.items() if name.startswith(("model.", "lm_head."))}
 
 
-def _assets(path: Path, generation: dict[str, object], lora: Sequence[Path]) -> Assets:
+def folder_assets(
+    path: Path, generation: dict[str, object], sources: Sequence[Path], lora: Sequence[Path]
+) -> Assets:
+    """Return what lies beside the weights in a folder; `sources` are the files whose hashes are kept.
+
+    Raises: ImportRefused if the tokenizer is damaged or of an unknown kind.
+    """
     texts = folder_texts(path)
     return Assets(
         tokenizer_json=texts.tokenizer_json,
@@ -94,7 +115,7 @@ def _assets(path: Path, generation: dict[str, object], lora: Sequence[Path]) -> 
         special_tokens=texts.special_tokens,
         generation_config=generation,
         licence=_licence(path),
-        provenance={file.name: sha256(file) for file in _sources(path)} | adapter_hashes(lora),
+        provenance={file.name: sha256(file) for file in sources} | adapter_hashes(lora),
     )
 
 

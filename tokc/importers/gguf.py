@@ -15,10 +15,9 @@ from tokc.importers.families import (
     GGUF_LAYER_TENSORS,
     GGUF_SANDWICH_TENSORS,
     GGUF_TENSORS,
-    Config,
-    Family,
     gguf_family,
 )
+from tokc.importers.family import Config, Family
 from tokc.importers.gguf_file import GgufFile, Rows, Tensor
 from tokc.importers.gguf_tokenizer import gguf_texts
 from tokc.importers.lora import adapter_hashes, merge_adapters

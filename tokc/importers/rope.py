@@ -1,6 +1,5 @@
 """Rotary position tables: the angles of every position, in f32 as transformers computes them."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -8,95 +7,110 @@ import numpy as np
 import numpy.typing as npt
 
 from tokc.errors import ImportRefused
-from tokc.importers.families import Config, number
+from tokc.importers.family import Config, number
+from tokc.importers.rope_scaling import (
+    ORIGINAL,
+    Lengths,
+    Scaling,
+    longest_context,
+    plain_frequencies,
+    scaling_of,
+)
 
 F32Array = npt.NDArray[np.float32]
-
-SUPPORTED = ("default", "linear", "llama3")
-
-
-@dataclass(frozen=True)
-class Llama3Scaling:
-    """State how Llama 3 stretches its slow frequencies; `original_context` in tokens."""
-
-    low_frequency_factor: float
-    high_frequency_factor: float
-    original_context: float
 
 
 @dataclass(frozen=True)
 class Rope:
-    """State a rotary embedding; `factor` divides the frequencies, only the slow ones if `llama3` is given.
+    """State a rotary embedding of the first `rotated` elements of a head, of all if None.
 
-    `divisors` [dim / 2] are a GGUF file's own, one a frequency.
+    `divisors` [rotated / 2] are a GGUF file's own, one a frequency.
     """
 
     theta: float
-    factor: float = 1.0
-    llama3: Llama3Scaling | None = None
+    scaling: Scaling | None = None
     divisors: tuple[float, ...] | None = None
+    rotated: int | None = None
 
     def tables(self, dim: int, positions: int) -> tuple[F32Array, F32Array]:
-        """Return cos and sin, [positions, dim / 2]."""
-        angles = np.outer(np.arange(positions, dtype=np.float32), self._frequencies(dim))
-        return np.cos(angles), np.sin(angles)
+        """Return cos and sin, [positions, dim / 2]; pairs beyond the rotated ones stay as they are."""
+        rotated = dim if self.rotated is None else self.rotated
+        angles = np.outer(np.arange(positions, dtype=np.float32), self._frequencies(rotated))
+        factor = np.float32(1.0 if self.scaling is None else self.scaling.attention_factor)
+        still = [(0, 0), (0, (dim - rotated) // 2)]
+        cos = np.pad(np.cos(angles) * factor, still, constant_values=1)
+        return cos, np.pad(np.sin(angles) * factor, still)
 
-    def _frequencies(self, dim: int) -> F32Array:
-        exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
-        frequencies = np.asarray(np.float32(1) / np.float32(self.theta) ** exponents, dtype=np.float32)
+    def _frequencies(self, rotated: int) -> F32Array:
         if self.divisors is not None:
-            return np.asarray(frequencies / np.asarray(self.divisors, dtype=np.float32))
-        if self.llama3 is None:
-            return np.asarray(frequencies / np.float32(self.factor))
-        return self._stretched(frequencies, self.llama3)
-
-    def _stretched(self, frequencies: F32Array, scaling: Llama3Scaling) -> F32Array:
-        low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
-        wavelengths = 2 * math.pi / frequencies
-        smooth = (scaling.original_context / wavelengths - low) / (high - low)
-        blended = (1 - smooth) * frequencies / self.factor + smooth * frequencies
-        slow = np.where(wavelengths > scaling.original_context / low, frequencies / self.factor, blended)
-        kept = np.where(wavelengths < scaling.original_context / high, frequencies, slow)
-        return np.asarray(kept, dtype=np.float32)
+            plain = plain_frequencies(self.theta, rotated)
+            return np.asarray(plain / np.asarray(self.divisors, dtype=np.float32))
+        if self.scaling is None:
+            return plain_frequencies(self.theta, rotated)
+        return self.scaling.frequencies(self.theta, rotated)
 
 
-def ropes_of(config: Config, local_theta: float | None, origin: str) -> tuple[Rope, Rope]:
+def rotated_first(dim: int, rotated: int) -> list[int]:
+    """Return where each element of a head is found so that a whole rotation turns the first `rotated` only.
+
+    A whole rotation pairs element i with i + dim / 2; these pairs become (i, i + rotated / 2) and, beyond
+    them, pairs that a table leaves as they are. Scores do not depend on the order of a head's elements.
+    """
+    half, rest = rotated // 2, (dim - rotated) // 2
+    still = range(rotated, dim)
+    return [*range(half), *still[:rest], *range(half, rotated), *still[rest:]]
+
+
+def rope_parameters(config: Config) -> Config:
+    """Return the rotary parameters of the full layers, the older spelling's under their present names."""
+    stated = _section(config, "rope_parameters")
+    full = _section(stated, "full_attention") if "full_attention" in stated else stated
+    merged = dict(full or _section(config, "rope_scaling"))
+    for key in ("rope_theta", ORIGINAL, "partial_rotary_factor"):
+        if merged.get(key) is None and config.get(key) is not None:
+            merged[key] = config[key]
+    return merged
+
+
+def context_limit(config: Config, trained: int) -> int:
+    """Return the largest context in tokens of a model that was made for `trained` tokens."""
+    return longest_context(rope_parameters(config), trained)
+
+
+def rotated_elements(config: Config, share: float, dim: int) -> int:
+    """Return how many elements of a head of `dim` are rotated.
+
+    Raises: ImportRefused if they do not make pairs.
+    """
+    rotated = int(dim * number(rope_parameters(config), "partial_rotary_factor", share))
+    if not 0 < rotated <= dim or rotated % 2 or dim % 2:
+        raise ImportRefused(
+            f"{rotated} of a head's {dim} elements cannot be rotated in pairs", hint="correct config.json"
+        )
+    return rotated
+
+
+def ropes_of(
+    config: Config, local_theta: float | None, lengths: Lengths, dim: int, origin: str
+) -> tuple[Rope, Rope]:
     """Return the embedding of the full layers and of the sliding ones, one for both without `local_theta`.
 
     Reads `rope_parameters`, flat or one a layer type, and the older `rope_theta`, `rope_scaling` and
     `rope_local_base_freq`. Raises: ImportRefused for a kind of scaling that is not supported.
     """
-    parameters = _section(config, "rope_parameters")
-    full = _section(parameters, "full_attention") if "full_attention" in parameters else parameters
-    theta = number(full, "rope_theta", number(config, "rope_theta", 10_000.0))
-    rope = _scaled(theta, full or _section(config, "rope_scaling"), origin)
+    full = rope_parameters(config)
+    rotated = None if lengths.rotated == dim else lengths.rotated
+    theta = number(full, "rope_theta", 10_000.0)
+    rope = Rope(theta, scaling_of(full, lengths, origin), rotated=rotated)
     if local_theta is None:
         return rope, rope
-    local = _section(parameters, "sliding_attention")
+    local = _section(_section(config, "rope_parameters"), "sliding_attention")
     theta = number(local, "rope_theta", number(config, "rope_local_base_freq", local_theta))
-    return rope, _scaled(theta, local, origin)
+    return rope, Rope(theta, scaling_of(local, lengths, origin), rotated=rotated)
 
 
-def _section(config: Config, key: str) -> Config:
+def _section(config: Config, key: str) -> Mapping[str, object]:
     value = config.get(key) or {}
     if not isinstance(value, Mapping):
         raise ImportRefused(f"'{key}' is '{value}', not an object", hint="correct config.json")
     return value
-
-
-def _scaled(theta: float, scaling: Config, origin: str) -> Rope:
-    kind = str(scaling.get("rope_type", scaling.get("type", "default")))
-    if kind not in SUPPORTED or number(scaling, "partial_rotary_factor", 1.0) != 1.0:
-        what = f"type '{kind}'" if kind not in SUPPORTED else "a part of each head only"
-        raise ImportRefused(
-            f"rotary embeddings of {what} are not supported; supported are {', '.join(SUPPORTED)}",
-            where=origin,
-            hint="delete the rope scaling from config.json to run the model at its original context",
-        )
-    if kind == "default":
-        return Rope(theta)
-    factor = number(scaling, "factor")
-    if kind == "linear":
-        return Rope(theta, factor)
-    low, high = number(scaling, "low_freq_factor"), number(scaling, "high_freq_factor")
-    return Rope(theta, factor, Llama3Scaling(low, high, number(scaling, "original_max_position_embeddings")))

@@ -67,7 +67,7 @@ def causal_mask(call: Call) -> str:
         {"past" if window else "mask"} = LessOrEqual(index, position){seen if window else ""}"""
 
 
-def blockdequantized(call: Call) -> str:
+def block_dequantize(call: Call) -> str:
     """Compute ``w = (q - zero_point) * scale (+ offset)`` a block of the last axis."""
     return dequantized(call, "w")
 
@@ -171,11 +171,17 @@ def paged_attention(call: Call) -> str:
         q_shape = Concat<axis=0>(lead, token_count, tail)
         q_split = Reshape(q_one, q_shape)
         q_heads = Transpose<perm=[0, 2, 1, 3]>(q_split)
-        found = Attention<scale={_number(call.number("scale"))}>(q_heads, key, value, visible)
+        found = Attention<{_scores(call)}>(q_heads, key, value, visible)
         turned = Transpose<perm=[0, 2, 1, 3]>(found)
         flat_tail = Constant<value_ints=[-1]>()
         y_shape = Concat<axis=0>(token_count, flat_tail)
         y = Reshape(turned, y_shape)"""
+
+
+def _scores(call: Call) -> str:
+    """Spell how scores are scaled, and capped before the mask: ``c * tanh(s / c)``."""
+    scale, cap = call.number("scale"), call.number("softcap")
+    return f"scale={_number(scale)}" + (f", softcap={_number(cap)}" if cap else "")
 
 
 def _affine(call: Call, x: str, weight: str) -> str:

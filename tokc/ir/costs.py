@@ -45,6 +45,7 @@ MOVES = frozenset(
 )
 FLOPS_PER_ELEMENT: Mapping[str, float] = {
     "RMSNormalization": 4.0,
+    "LayerNormalization": 7.0,
     "Softmax": 5.0,
     "Gelu": 10.0,
     "Sigmoid": 4.0,

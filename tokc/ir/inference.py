@@ -182,6 +182,7 @@ RULES: Mapping[str, Rule] = {
     **dict.fromkeys(("Sigmoid", "Gelu", "Tanh", "Softmax", "Identity", "Neg", "RotaryEmbedding"), _same),
     **dict.fromkeys(("Add", "Sub", "Mul", "Div", "Where"), _broadcast),
     "RMSNormalization": lambda node: _same(node)[:1],
+    "LayerNormalization": lambda node: _same(node)[:1],
     "Constant": _constant,
     "MatMul": _matmul,
     "Transpose": _transpose,

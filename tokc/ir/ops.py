@@ -177,7 +177,7 @@ OPS: Mapping[str, Op] = {
                 *("positions", "sequences", "block_tables"),
             ),
             outputs=("y",),
-            attributes={**_HEADS, "scale": 1.0, "window": 0, "bits": 0},
+            attributes={**_HEADS, "scale": 1.0, "window": 0, "bits": 0, "softcap": 0.0},
             body=bodies.paged_attention,
             shape=shapes.paged_attention_shape,
             flops=costs.paged_attention_flops,

@@ -11,7 +11,7 @@ from tokc.targets.cpu.isa import Isa
 from tokc.targets.cpu.kernels.quantize import require_groups
 from tokc.targets.cpu.kernels.rms_norm import float_tag
 
-FUNCTIONS = ("silu", "gelu_tanh", "sigmoid", "copy")
+FUNCTIONS = ("silu", "gelu_tanh", "gelu", "sigmoid", "tanh", "copy")
 
 
 @dataclass(frozen=True)

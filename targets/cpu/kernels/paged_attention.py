@@ -47,7 +47,10 @@ FEW_TOKENS = 8
 
 @dataclass(frozen=True)
 class PagedAttention:
-    """One specialization; `window` 0 attends to all, `context` bounds a sequence's length."""
+    """One specialization; `window` 0 attends to all, `context` bounds a sequence's length.
+
+    A `softcap` c makes of each score s, before the mask, ``c * tanh(s / c)``; 0 leaves scores alone.
+    """
 
     isa: Isa
     heads: int
@@ -60,6 +63,7 @@ class PagedAttention:
     context: int
     quantize: bool
     keep_float: bool
+    softcap: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse what no kernel computes."""
@@ -73,7 +77,8 @@ class PagedAttention:
         outputs = output_tag(keep_float=self.keep_float, quantize=self.quantize)
         shape = f"{self.heads}_{self.kv_heads}x{self.dim}_{self.kv_dtype}"
         parts = f"g{len(self.part_growths)}"
-        return f"paged_attention_{shape}_w{self.window}_{float_tag(self.scale)}_{parts}_{outputs}"
+        cap = f"_cap_{float_tag(self.softcap)}" if self.softcap else ""
+        return f"paged_attention_{shape}_w{self.window}_{float_tag(self.scale)}{cap}_{parts}_{outputs}"
 
     @property
     def args(self) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ Both variants do the same operations for a row; they differ in how many rows sha
 """
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -24,6 +25,7 @@ from tokc.targets.cpu.kernels.vector_math import (
     load,
     multiply,
     store,
+    tanh,
     vectors,
     widen,
 )
@@ -138,6 +140,9 @@ class Walk:
         """Write a row's scores of the block's page `index`."""
         if self.spec.scaled:
             score = multiply(score, self.source.scale("key_scale", self.blocks[index]))
+        if self.spec.softcap:  # scores are in powers of two here
+            cap = self.spec.softcap / math.log(2)
+            score = multiply(tanh(multiply(score, constant(1 / cap))), constant(cap))
         store(self.scratch, self.at["weights"] + row * BLOCK + index * PAGE, score)
 
     def mask(self, row: Expr, limit: Expr) -> None:

@@ -7,7 +7,7 @@ tile.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from tvm.tirx.script.builder import ir as T
 
@@ -29,6 +29,32 @@ EXP_COEFFICIENTS = (
     4.1665795894e-2,
     1.6666665459e-1,
     5.0000001201e-1,
+)
+# Cephes tanhf: tanh(x) = x + x ** 3 * p(x ** 2) below TANH_NEAR.
+TANH_NEAR = 0.625
+TANH_COEFFICIENTS = (
+    -5.70498872745e-3,
+    2.06390887954e-2,
+    -5.37397155531e-2,
+    1.33314422036e-1,
+    -3.33332819422e-1,
+)
+# The rational approximation of erf in f32 that Eigen uses on [-4, 4].
+ERF_TOP = (
+    -2.72614225801306e-10,
+    2.77068142495902e-08,
+    -2.10102402082508e-06,
+    -5.69250639462346e-05,
+    -7.34990630326855e-04,
+    -2.95459980854025e-03,
+    -1.60960333262415e-02,
+)
+ERF_BOTTOM = (
+    -1.45660718464996e-05,
+    -2.13374055278905e-04,
+    -1.68282697438203e-03,
+    -7.37332916720468e-03,
+    -1.42647390514189e-02,
 )
 
 
@@ -150,7 +176,47 @@ def sigmoid(x: Expr) -> Expr:
     return keep(constant(1.0) / (constant(1.0) + exponential(constant(0.0) - x)))
 
 
-ACTIVATIONS: Mapping[str, Callable[[Expr], Expr]] = {"silu": silu, "gelu_tanh": gelu_tanh, "sigmoid": sigmoid}
+def tanh(x: Expr) -> Expr:
+    """Return the hyperbolic tangent: 1 - 2 / (exp(2 |x|) + 1) with x's sign, a polynomial near 0."""
+    size = magnitude(x)
+    grown = keep(exponential(keep(size + size)) + constant(1.0))
+    far = keep(constant(1.0) - keep(constant(2.0) / grown))
+    far = keep(T.Select(x < constant(0.0), constant(0.0) - far, far))
+    square = multiply(x, x)
+    polynomial = horner(TANH_COEFFICIENTS, square)
+    near = fma(multiply(polynomial, square), x, x)
+    return keep(T.Select(size < constant(TANH_NEAR), near, far))
+
+
+def erf(x: Expr) -> Expr:
+    """Return the error function as x * p(x ** 2) / q(x ** 2), constant beyond 4."""
+    clamped = keep(T.max(T.min(x, constant(4.0)), constant(-4.0)))
+    square = multiply(clamped, clamped)
+    top = multiply(clamped, horner(ERF_TOP, square))
+    return keep(top / horner(ERF_BOTTOM, square))
+
+
+def gelu(x: Expr) -> Expr:
+    """Return x * (1 + erf(x / sqrt(2))) / 2."""
+    share = erf(multiply(x, constant(math.sqrt(0.5))))
+    return multiply(multiply(x, constant(0.5)), keep(share + constant(1.0)))
+
+
+def horner(coefficients: Sequence[float], x: Expr) -> Expr:
+    """Return a polynomial's value, the coefficient of the highest power first."""
+    value = constant(coefficients[0])
+    for coefficient in coefficients[1:]:
+        value = fma(value, x, constant(coefficient))
+    return value
+
+
+ACTIVATIONS: Mapping[str, Callable[[Expr], Expr]] = {
+    "silu": silu,
+    "gelu_tanh": gelu_tanh,
+    "gelu": gelu,
+    "sigmoid": sigmoid,
+    "tanh": tanh,
+}
 
 
 def nearest(x: Expr) -> Expr:

@@ -1,5 +1,6 @@
 """Kernels that work row by row: equal to numpy, and every row the same bits in any batch."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from tokc.targets.cpu.codegen import Kernel
 from tokc.targets.cpu.isa import Isa
 from tokc.targets.cpu.kernels.elementwise import Add, Apply, GatherRows, Multiply, Scale
 from tokc.targets.cpu.kernels.gated_activation import GatedActivation
+from tokc.targets.cpu.kernels.layer_norm import LayerNorm
 from tokc.targets.cpu.kernels.quantize import Quantize
 from tokc.targets.cpu.kernels.rms_norm import RmsNorm
 
@@ -55,6 +57,8 @@ ALL: Sequence[tuple[str, Callable[[Isa], Any], int]] = (
     ("add_rms_norm", lambda isa: RmsNorm(isa, WIDTH, STRIDE, 1e-6, True, True, True), WIDTH),
     ("norm_int8_only", lambda isa: RmsNorm(isa, WIDTH, STRIDE, 1e-6, True, True, False), WIDTH),
     ("norm_float_only", lambda isa: RmsNorm(isa, WIDTH, STRIDE, 1e-6, False, False, True), WIDTH),
+    ("layer_norm", lambda isa: LayerNorm(isa, WIDTH, STRIDE, 1e-5, True, True, True), WIDTH),
+    ("layer_norm_plain", lambda isa: LayerNorm(isa, WIDTH, STRIDE, 1e-5, False, False, True), WIDTH),
     ("quantize", lambda isa: Quantize(isa, WIDTH, STRIDE), WIDTH),
     ("silu", lambda isa: GatedActivation(isa, 320, STRIDE, "silu", True, True), 320),
     ("gelu", lambda isa: GatedActivation(isa, 320, STRIDE, "gelu_tanh", True, True), 320),
@@ -63,6 +67,8 @@ ALL: Sequence[tuple[str, Callable[[Isa], Any], int]] = (
     ("scale", lambda isa: Scale(isa, WIDTH, STRIDE, 1.7), WIDTH),
     ("apply_silu", lambda isa: Apply(isa, WIDTH, STRIDE, "silu"), WIDTH),
     ("apply_gelu", lambda isa: Apply(isa, WIDTH, STRIDE, "gelu_tanh"), WIDTH),
+    ("apply_exact_gelu", lambda isa: Apply(isa, WIDTH, STRIDE, "gelu"), WIDTH),
+    ("apply_tanh", lambda isa: Apply(isa, WIDTH, STRIDE, "tanh"), WIDTH),
     ("apply_sigmoid", lambda isa: Apply(isa, WIDTH, STRIDE, "sigmoid"), WIDTH),
     ("copy", lambda isa: Apply(isa, WIDTH, STRIDE, "copy"), WIDTH),
 )
@@ -83,6 +89,10 @@ def gelu(x: Array) -> Array:
 def reference(name: str, kernel: Any, inputs: dict[str, Array]) -> dict[str, Array]:
     """Return the expected f32 outputs, computed in f64."""
     x, other = (a.astype(np.float64) for a in list(inputs.values())[:2])
+    if name.startswith("layer_norm"):
+        centred = x[:, :WIDTH] - x[:, :WIDTH].mean(-1, keepdims=True)
+        normed = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + kernel.epsilon) * inputs["weight"]
+        return {"y": normed + (inputs["bias"] if kernel.bias else 0)}
     if "norm" in name:
         total = (x + other if kernel.add else x)[:, :WIDTH]
         normed = total / np.sqrt((total**2).mean(-1, keepdims=True) + kernel.epsilon) * inputs["weight"]
@@ -97,6 +107,8 @@ def reference(name: str, kernel: Any, inputs: dict[str, Array]) -> dict[str, Arr
         "scale": lambda: x * 1.7,
         "apply_sigmoid": lambda: 1 / (1 + np.exp(-x)),
         "apply_silu": lambda: silu(x),
+        "apply_tanh": lambda: np.tanh(x),
+        "apply_exact_gelu": lambda: x / 2 * (1 + np.vectorize(math.erf)(x / math.sqrt(2))),
         "apply_gelu": lambda: gelu(x),
     }
     return dict.fromkeys(("y", "out"), answers[name]()[:, :WIDTH])
@@ -107,7 +119,12 @@ def inputs(align: Align) -> dict[str, Array]:
     x, residual = normal(ROWS, STRIDE), normal(ROWS, STRIDE)
     x[0, :32] = 0
     x[1, :40] = np.linspace(-120, 120, 40)
-    return {"x": align(x), "residual": align(residual), "weight": align(normal(WIDTH))}
+    return {
+        "x": align(x),
+        "residual": align(residual),
+        "weight": align(normal(WIDTH)),
+        "bias": align(normal(WIDTH)),
+    }
 
 
 def operands(
@@ -120,7 +137,7 @@ def operands(
             picked.append(results[name])
             continue
         array = inputs[other.get(name, name)]
-        picked.append(array if row is None or name == "weight" else array[row : row + 1])
+        picked.append(array if row is None or name in {"weight", "bias"} else array[row : row + 1])
     return picked
 
 
