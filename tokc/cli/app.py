@@ -25,6 +25,7 @@ from tokc.cli import (
     serve,
     sign,
     targets,
+    tune,
     verify,
     verify_signature,
 )
@@ -42,6 +43,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(build.build)
+app.command()(tune.tune)
 app.command()(run.run)
 app.command()(serve.serve)
 app.command()(key.key)
