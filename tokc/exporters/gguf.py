@@ -28,9 +28,9 @@ from tokc.importers.families import (
     GGUF_LAYER_TENSORS,
     GGUF_SANDWICH_TENSORS,
     GGUF_TENSORS,
-    Family,
     family_of,
 )
+from tokc.importers.family import Family
 from tokc.importers.gguf import gguf_config
 from tokc.importers.gguf_file import GgufFile, Tensor
 from tokc.importers.rope_divisors import GIVEN, llama3_divisors

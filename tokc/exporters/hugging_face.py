@@ -19,9 +19,11 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from tokc.errors import TokcError
+from tokc.exporters.layouts import file_weights
 from tokc.exporters.weights import Model
 from tokc.importers.checkpoint import Grid, Weight, dequantized, static
-from tokc.importers.families import Family, family_of
+from tokc.importers.families import family_of
+from tokc.importers.family import Family
 from tokc.importers.rope_divisors import GIVEN
 from tokc.ir.program import Assets, ModelConfig
 
@@ -66,16 +68,10 @@ def write_folder(
     Raises: TokcError if the model cannot be expressed or the folder exists; nothing half-written is left.
     """
     family = family_of(model.assets.source_config, str(folder))
-    if not getattr(family, "plain_layout", True):
-        raise TokcError(
-            f"weights of family '{family.name}' cannot be written back under their own names yet",
-            hint="the model's own folder has them",
-        )
-    groups = _groups(model.weights) if packed else {}
+    weights = file_weights(model.weights, family, model.assets.source_config)
+    groups = _groups(weights) if packed else {}
     tensors = [
-        tensor
-        for name, weight in model.weights.items()
-        for tensor in _tensors(name, weight, family, plain, groups)
+        tensor for name, weight in weights.items() for tensor in _tensors(name, weight, family, plain, groups)
     ]
     facts = _config(model.assets, model.config, plain, groups)
     texts = {"config.json": _json(facts), **_texts(model.assets)}

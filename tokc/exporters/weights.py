@@ -70,7 +70,8 @@ def _stored(program: Program) -> Iterator[tuple[str, Weight]]:
 
 def _grid(name: str, codes: ir.Value, tensors: Mapping[str, ir.Value]) -> Grid:
     reader = next(iter(codes.uses())).node
-    if codes.dtype not in INTEGERS or reader.attributes.get_string("format", ""):
+    form = reader.attributes.get("format")
+    if codes.dtype not in INTEGERS or (form is not None and form.as_string()):
         raise TokcError(
             f"weight '{name}' is in a float format, which no export has yet",
             hint="leave out cast-weights, or quantize to int4 or int8",
@@ -101,13 +102,14 @@ def apart(name: str, weight: Weight, config: ModelConfig) -> Iterator[tuple[str,
         if whole in name and weight.shape[0] == sum(rows for _, rows in parts):
             first = 0
             for part, rows in parts:
-                yield name.replace(whole, part), _rows(weight, slice(first, first + rows))
+                yield name.replace(whole, part), rows_of(weight, slice(first, first + rows))
                 first += rows
             return
     yield name, weight
 
 
-def _rows(weight: Weight, rows: slice) -> Weight:
+def rows_of(weight: Weight, rows: slice) -> Weight:
+    """Return some rows of a weight, cut when they are read; a grid stays a grid."""
     if isinstance(weight, Dense):
         return Dense(_cut(weight.tensor, rows))
     offset = None if weight.offset is None else _cut(weight.offset, rows)
