@@ -75,8 +75,8 @@ def evaluate(request: Request, progress: Progress = lambda _: None) -> Evaluatio
         subject=request.model.name,
         manifest_sha256=_build_of(request.model),
         tokens=Tokens(name, sha256, len(ids), ids.shape[1], scores.scored),
-        perplexity=_perplexity(scores.nll),
-        divergence=None if found is None else _divergence(scores, found.name),
+        perplexity=perplexity_of(scores.nll),
+        divergence=None if found is None else divergence_of(scores, found.name),
         notes=() if note is None else (note,),
     )
 
@@ -201,18 +201,20 @@ def _difference(subject: Opened, reference: Opened) -> str | None:
     return f"the reference is not the file that this was built from: '{changed[0][0]}' differs"
 
 
-def _perplexity(nll: F64) -> Estimate:
+def perplexity_of(nll: F64) -> Estimate:
+    """Return a perplexity with its interval, of the mean negative log likelihoods of windows."""
     return Estimate.of(nll.tolist(), math.exp)
 
 
-def _divergence(scores: Scores, name: str) -> Divergence:
+def divergence_of(scores: Scores, name: str) -> Divergence:
+    """Return how far a model is from the reference `name` that it was scored beside."""
     rows, reference = scores.rows, scores.reference_nll
     assert rows is not None, "a comparison has rows"
     assert reference is not None, "a comparison has the reference's likelihoods"
     whole = rows.summary()
     return Divergence(
         reference=name,
-        perplexity=_perplexity(reference),
+        perplexity=perplexity_of(reference),
         ppl_ratio=Estimate.of((scores.nll - reference).tolist(), math.exp),
         kl_mean=Estimate.of(_by_window(rows.kl, scores), lambda kl: max(kl, 0.0)),
         kl_p99=whole.kl_p99,

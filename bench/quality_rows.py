@@ -1,0 +1,74 @@
+"""The rows of the table of quality: each a method at a width, as the text of a pipeline."""
+
+from dataclasses import dataclass
+
+FRONT = "fold-constants,eliminate-dead-code,fuse-linear,fuse-attention"
+MERGE = "fuse-qkv,fuse-gate-up"
+BACK = "fuse-add-rms-norm,kv-layout{{page=16 dtype={kv}}},eliminate-dead-code"
+ROTATE = "rotate-residual"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method at `bits` a weight in groups of `group`; `group` 0 where the format has no such thing.
+
+    `head_bits` are those of the embedding and the head, 8 unless the row is of plain weights.
+    """
+
+    name: str
+    method: str
+    bits: str
+    group: int
+    passes: str
+    head_bits: int = 8
+
+
+def pipeline(quantize: str | None, *, rotate: bool = False, kv: str = "f16") -> str:
+    """Return the text of the passes about one that quantizes."""
+    parts = (FRONT, ROTATE if rotate else None, MERGE, quantize, BACK.format(kv=kv))
+    return ",".join(part for part in parts if part)
+
+
+def weights(  # noqa: PLR0913 - the options of a row
+    method: str,
+    bits: int,
+    group: int = 32,
+    *,
+    symmetric: bool = True,
+    act: int = 32,
+    rotate: bool = False,
+    kv: str = "f16",
+) -> Row:
+    """Return a row of quantize-weights; `act` columns of activations share a scale, 0 keeps them f32."""
+    spelled = f"{'rotate-' if rotate else ''}{method}-w{bits}"
+    spelled += ("" if group == 32 else f"-g{group}") + ("" if symmetric else "-asym")
+    spelled += ("" if kv == "f16" else f"-kv{kv}") + ("" if act else "-a32")
+    quantize = (
+        f"quantize-weights{{bits={bits} group={group} method={method} symmetric={str(symmetric).lower()} "
+        f"head_bits=8 act_group={act}}}"
+    )
+    name = f"{'rotation + ' if rotate else ''}{method}" + ("" if symmetric else ", offsets")
+    name += "" if kv == "f16" else f", cache {kv}"
+    return Row(spelled, name, str(bits), group, pipeline(quantize, rotate=rotate, kv=kv))
+
+
+def floats(format_: str, bits: str, group: int = 0) -> Row:
+    """Return a row of cast-weights, which onnxruntime runs where no kernel does."""
+    return Row(format_, format_, bits, group, pipeline(f"cast-weights{{format={format_}}}"), head_bits=32)
+
+
+METHODS = ("rtn", "rtn-mse", "hqq", "gptq")
+ROWS = (
+    Row("plain-f32", "none", "32", 0, pipeline(None), head_bits=32),
+    weights("rtn", 8),
+    *(weights(method, bits) for bits in (4, 3, 2) for method in METHODS),
+    *(weights(method, bits, symmetric=False) for bits in (4, 3, 2) for method in METHODS),
+    weights("rtn", 4, rotate=True),
+    weights("gptq", 4, rotate=True),
+    weights("gptq", 3, rotate=True),
+    weights("rtn", 8, kv="int8"),
+    weights("rtn", 8, kv="int4"),
+    floats("e4m3", "8"),
+    floats("mxfp4", "4", 32),
+    floats("nvfp4", "4", 16),
+)
