@@ -8,6 +8,7 @@ OUT ?= out
 # CPU build at hand: make test TORCH_FLAGS="--index-url https://download.pytorch.org/whl/cpu"
 TORCH_FLAGS ?=
 TORCH := torch==2.13.0
+OPTIMUM ?= .venv-optimum
 JOBS ?= 2
 SUDO ?= $(shell test "$$(id -u)" = 0 || echo sudo)
 PROMPT ?= Write two sentences about the sea.
@@ -15,7 +16,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet --no-inp
 SAY = @printf '\033[1m==>\033[0m %s\n'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-gpu test-cross soak check fix bench quality lines wheel clean
+.PHONY: help demo onnx-fixtures test test-gpu test-cross soak check fix bench quality lines wheel clean
 
 help: ## Print this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +51,12 @@ test-cross: $(STAMPS)/dev $(STAMPS)/qemu ## Run the kernels of other machines un
 soak: $(STAMPS)/dev ## Hold 64 clients of every manner for 10 minutes against the server (ARGS="--seconds 60"); writes out/soak.json
 	$(SAY) "Soak: leaks, wrong tokens, undeclared failures"
 	@$(BIN)/python -m tests.soak --out $(OUT)/soak.json $(ARGS)
+
+# Optimum needs an older transformers, so it has an environment of its own.
+onnx-fixtures: $(STAMPS)/dev $(OPTIMUM)/.made ## Export the tiny models of the importers' tests anew, by torch and by Optimum
+	$(SAY) "Exports of tiny models into tests/importers/fixtures"
+	@$(BIN)/python -m tests.importers.fixtures.make_dynamo $(ARGS)
+	@$(OPTIMUM)/bin/python tests/importers/fixtures/make_optimum.py $(ARGS)
 
 check: $(STAMPS)/dev ## Lint, format, types and import contracts; changes nothing
 	$(SAY) "ruff"
@@ -99,6 +106,13 @@ $(STAMPS)/torch: $(STAMPS)/venv
 $(STAMPS)/dev: $(STAMPS)/torch $(STAMPS)/model pyproject.toml
 	$(SAY) "Install the test and lint tools"
 	@$(PIP) install --editable ".[dev]" && touch $@
+
+$(OPTIMUM)/.made:
+	$(SAY) "Make the environment $(OPTIMUM) for Optimum"
+	@$(PYTHON) -m venv $(OPTIMUM)
+	@$(OPTIMUM)/bin/python -m pip --disable-pip-version-check --quiet install $(TORCH_FLAGS) "torch==2.14.1"
+	@$(OPTIMUM)/bin/python -m pip --disable-pip-version-check --quiet install \
+	    "optimum-onnx==0.1.0" "optimum==2.1.0" "transformers==4.57.6" "onnxruntime>=1.24,<2" && touch $@
 
 # An aarch64 libc, for whole artifacts; the disassembler is for `python -m bench.instructions`.
 $(STAMPS)/qemu: $(STAMPS)/venv

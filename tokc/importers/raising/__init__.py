@@ -1,0 +1,1 @@
+"""From an exporter's graph to what its decoder computes, proved at sample sizes."""
