@@ -19,6 +19,7 @@ from tokc.passes.quantization.methods import CALIBRATED, Method, MethodName, wit
 from tokc.passes.quantization.pack import Packed, pack
 from tokc.passes.quantization.stored import Stored, stored_weight
 from tokc.passes.quantization.weights import Once, replace_node, weight_readers
+from tokc.passes.smooth_activations import SmoothActivations
 from tokc.quality.calibration import calibration
 
 PLAIN = 32  # bits of a weight that is left alone
@@ -41,7 +42,8 @@ class QuantizeWeights:
 
     Methods `rtn`, `rtn-mse` and `hqq` look at a weight alone, when its codes are first read, so that no more
     than one is held in f32. `gptq` runs the program over a text (`tokc.quality.calibration`), part after
-    part; the embedding and the head, and what goes to 8 bits for want of a kernel, are rounded by `rtn-mse`.
+    part; so does `awq`, after `smooth-activations` was searched for weights of this grid. The embedding and
+    the head, and what goes to 8 bits for want of a kernel, they leave to `rtn-mse`.
     Saves about ``(32 - bits - 16 / group) / 8`` bytes a weight and decoded token.
     Lossy: weights are rounded, activations too unless ``act_group=0``; with it, kept grids are exact.
     """
@@ -69,7 +71,7 @@ class QuantizeWeights:
         return MAX_KL[min(self.bits, self.head_bits)]
 
     def run(self, program: Program) -> Program:
-        copy = program.copy()
+        copy = self._smoothed(program).copy()
         readers = weight_readers(copy.graph, experts=True)
         heads = {value for value, nodes in readers.items() if any(_is_head(node) for node in nodes)}
         ready = self._calibrated(copy, {value: readers[value] for value in readers if value not in heads})
@@ -88,6 +90,15 @@ class QuantizeWeights:
         if ready:
             copy = calibration().record(copy)
         return copy if quantized else program
+
+    def _smoothed(self, program: Program) -> Program:
+        """Return the program with its channels scaled for the grid, where that is part of the method."""
+        if self.method != "awq":
+            return program
+        smooth = SmoothActivations(
+            bits=self.bits, group=self.group, symmetric=self.symmetric, requantize=self.requantize
+        )
+        return smooth.run(program)
 
     def _calibrated(
         self, program: Program, readers: Mapping[ir.Value, list[ir.Node]]

@@ -12,6 +12,7 @@ from tokc.passes.fuse_qkv import FuseQkv
 from tokc.passes.kv_layout import KvLayout
 from tokc.passes.quantize_weights import QuantizeWeights
 from tokc.passes.rotate_residual import RotateResidual
+from tokc.passes.smooth_activations import SmoothActivations
 
 PASSES: tuple[type[Pass], ...] = (
     CastWeights,
@@ -25,4 +26,5 @@ PASSES: tuple[type[Pass], ...] = (
     KvLayout,
     QuantizeWeights,
     RotateResidual,
+    SmoothActivations,
 )

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Literal, Protocol
 
+from tokc.passes.quantization.awq import ClippedRounding
 from tokc.passes.quantization.calibrated import CalibratedMethod
 from tokc.passes.quantization.gptq import Gptq
 from tokc.passes.quantization.grid import F32, Grid, Quantized
@@ -21,13 +22,13 @@ class Method(Protocol):
         """
 
 
-MethodName = Literal["rtn", "rtn-mse", "hqq", "gptq"]
+MethodName = Literal["rtn", "rtn-mse", "hqq", "gptq", "awq"]
 METHODS: Mapping[str, Method] = {
     "rtn": RoundToNearest(),
     "rtn-mse": RoundToNearestMse(),
     "hqq": HalfQuadratic(),
 }
-CALIBRATED: Mapping[str, CalibratedMethod] = {"gptq": Gptq()}
+CALIBRATED: Mapping[str, CalibratedMethod] = {"gptq": Gptq(), "awq": ClippedRounding()}
 
 
 def without_calibration(name: str) -> Method:

@@ -103,3 +103,13 @@ def _mapped(
     return ir.LazyTensor(
         lambda: ir.Tensor(change(tensor.numpy()), dtype=dtype, name=name), dtype=dtype, shape=shape, name=name
     )
+
+
+def source_of(value: ir.Value) -> Stored | ir.TensorProtocol | None:
+    """Return what a weight is read from, None if it is computed."""
+    return stored_weight(value) or value.const_value
+
+
+def in_f32(source: Stored | ir.TensorProtocol) -> F32:
+    """Return a weight in f32."""
+    return source.dequantized() if isinstance(source, Stored) else np.asarray(source.numpy(), np.float32)

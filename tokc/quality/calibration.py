@@ -38,6 +38,7 @@ Progress = Callable[[str], object]
 BUNDLED = "tokc's calibration text"
 WINDOWS, WINDOW = 32, 512  # how many, and tokens in each
 AT_ONCE = 4  # windows whose activations are held together
+SAMPLED = 61  # of so many tokens one is kept as it is
 BLOCK = 512  # rows and columns of a Gram matrix that one thread sums
 
 
@@ -128,11 +129,16 @@ def calibrating(on: Calibration) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Statistics:
-    """State what a linear layer read: ``gram = X.T @ X`` [in, in], ``mean_abs = mean |X|`` [in], X's rows."""
+    """State what a linear layer read: ``gram = X.T @ X`` [in, in], ``mean |X|``, ``max |X|`` [in], X's rows.
+
+    `sample` [n, in] are some of these rows, evenly spread over the text.
+    """
 
     gram: F32
     mean_abs: F32
     tokens: int
+    max_abs: F32 = field(default_factory=lambda: np.zeros(0, np.float32))
+    sample: F32 = field(default_factory=lambda: np.zeros((0, 0), np.float32))
 
     def error(self, difference: F32) -> F64:
         """Return the squared error that weights off by `difference` [out, in] make, a row each, a token."""
@@ -140,10 +146,6 @@ class Statistics:
         weighed *= difference
         error: F64 = weighed.sum(axis=1, dtype=np.float64) / self.tokens
         return error
-
-    def scaled(self, scale: F32) -> "Statistics":
-        """Return the statistics of ``X * scale``."""
-        return Statistics(self.gram * scale * scale[:, None], self.mean_abs * scale, self.tokens)
 
 
 @dataclass(frozen=True)
@@ -254,6 +256,8 @@ class _Sums:
     def __init__(self) -> None:
         self.gram: F32 = np.zeros((0, 0), np.float32)
         self.magnitude: F64 = np.zeros(0)
+        self.largest: F32 = np.zeros(0, np.float32)
+        self.samples: list[F32] = []
         self.tokens = 0
 
     def add(self, rows: F32, pool: ThreadPoolExecutor) -> None:
@@ -261,13 +265,17 @@ class _Sums:
         width = rows.shape[1]
         if not self.tokens:
             self.gram, self.magnitude = np.zeros((width, width), np.float32), np.zeros(width)
+            self.largest = np.zeros(width, np.float32)
         edges = [slice(start, min(start + BLOCK, width)) for start in range(0, width, BLOCK)]
 
         def block(pair: tuple[slice, slice]) -> None:
             self.gram[pair] += rows[:, pair[0]].T @ rows[:, pair[1]]
 
         list(pool.map(block, [(i, j) for at, i in enumerate(edges) for j in edges[at:]]))
-        self.magnitude += np.abs(rows).sum(axis=0, dtype=np.float64)
+        magnitude = np.abs(rows)
+        self.magnitude += magnitude.sum(axis=0, dtype=np.float64)
+        np.maximum(self.largest, magnitude.max(axis=0), out=self.largest)
+        self.samples.append(rows[SAMPLED // 2 :: SAMPLED].copy())
         self.tokens += len(rows)
 
     def statistics(self) -> Statistics:
@@ -278,7 +286,8 @@ class _Sums:
             self.gram[end:, start:end] = self.gram[start:end, end:].T
             square = self.gram[start:end, start:end]
             square[:] = np.triu(square) + np.triu(square, 1).T
-        return Statistics(self.gram, (self.magnitude / self.tokens).astype(np.float32), self.tokens)
+        mean = (self.magnitude / self.tokens).astype(np.float32)
+        return Statistics(self.gram, mean, self.tokens, self.largest, np.concatenate(self.samples))
 
 
 def _operand(node: ir.Node, at: int) -> ir.Value:

@@ -1,0 +1,1 @@
+"""Moves the size of activations into weights."""
