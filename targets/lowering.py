@@ -10,7 +10,7 @@ from tokc.artifact.writer import Tensor
 from tokc.errors import TargetRefused
 from tokc.ir.program import Program
 from tokc.targets.constants import refuse_format
-from tokc.targets.nodes import required, split_widths
+from tokc.targets.nodes import refuse_attributes, required, split_widths
 from tokc.targets.plan import ITEM_BYTES, Buffer, Launch, Operand, Plan, Rows
 
 Float = Literal["f32", "f16"]
@@ -115,14 +115,23 @@ Rules = Mapping[tuple[str, str], Callable[[_Low, ir.Node], None]]
 
 
 def lower_nodes(
-    low: _Low, rules: Rules[_Low], *, lacks: str, hint: str, formats: frozenset[str] = frozenset()
+    low: _Low,
+    rules: Rules[_Low],
+    *,
+    lacks: str,
+    hint: str,
+    formats: frozenset[str] = frozenset(),
+    reads: frozenset[str] = frozenset(),
 ) -> None:
-    """Lower every node by the rule of its op, given by (domain, op); rules know weights in `formats`.
+    """Lower every node by the rule of its op, given by (domain, op).
+
+    Rules know weights in `formats`, and the attributes `reads` besides those that all targets read.
 
     Raises: TargetRefused where there is none: `lacks` says so up to the op's name, `hint` what there is.
     """
     for node in low.program.graph:
         refuse_format(node, lacks=lacks, runs=formats)
+        refuse_attributes(node, lacks=lacks, reads=reads)
         lower = rules.get((node.domain, node.op_type))
         if lower is None:
             raise TargetRefused(f"{lacks} '{node.op_type}'", where=f"node '{node.name}'", hint=hint)

@@ -1,8 +1,20 @@
 """Reads nodes of a program's graph: their attributes, their inputs, and the layer that they belong to."""
 
+from collections.abc import Mapping
 from itertools import pairwise
 
 import onnx_ir as ir
+
+from tokc.errors import TargetRefused
+from tokc.ir.ops import attributes_of, op_of
+
+# What of an op every target's rule reads; another attribute may only have the value that changes nothing.
+READ: Mapping[str, frozenset[str]] = {
+    "AddRmsNorm": frozenset({"epsilon"}),
+    "GatedActivation": frozenset({"activation"}),
+    "RopeWriteKV": frozenset({"heads", "kv_heads", "epsilon", "dtype"}),
+    "PagedAttention": frozenset({"heads", "kv_heads", "scale", "window"}),
+}
 
 
 def layer_of(node: ir.Node) -> int | None:
@@ -13,6 +25,24 @@ def layer_of(node: ir.Node) -> int | None:
             if before in {"layers", "kv"} and part.isdigit():
                 return int(part)
     return None
+
+
+def refuse_attributes(node: ir.Node, *, lacks: str, reads: frozenset[str] = frozenset()) -> None:
+    """Refuse an attribute that changes what an op computes and that a target does not read.
+
+    `reads` are those that the target reads besides READ, as "Op.attribute".
+    Raises: TargetRefused naming op, attribute and value; it begins with `lacks`.
+    """
+    op = op_of(node)
+    if op is None or op.name not in READ:
+        return
+    for name, value in attributes_of(op, node).items():
+        if value != op.attributes[name] and name not in READ[op.name] and f"{op.name}.{name}" not in reads:
+            raise TargetRefused(
+                f"{lacks} '{op.name}' with {name} {value}",
+                where=f"node '{node.name}'",
+                hint="build for a target that has it, such as cpu, or choose another model",
+            )
 
 
 def integer(node: ir.Node, name: str, default: int = 0) -> int:

@@ -1,5 +1,6 @@
 """Tiny random models of every family, as Hugging Face folders; knows nothing of tokc."""
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
                             "attention_multiplier": 0.15, "tie_word_embeddings": True}),
     "olmo2": ("olmo2", {}),
     "phi3": ("phi3", {"sliding_window": 7}),
-    "phi4": ("phi3", {**TWO_HEADS, "rope_parameters": LONGROPE, "tie_word_embeddings": True}),
+    "phi4": ("phi3", {**TWO_HEADS, "rope_parameters": LONGROPE, "tie_word_embeddings": True,
+                      "original_max_position_embeddings": 64}),
     "stablelm": ("stablelm", {**TWO_HEADS, "use_qkv_bias": True}),
     "stablelm_parallel": ("stablelm", {**TWO_HEADS, "use_parallel_residual": True}),
     "gpt2": ("gpt2", GPT2_SIZES),
@@ -74,7 +76,7 @@ def tiny_model(family: str, *, seed: int = 0, **overrides: Any) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     model_type, differences = FAMILIES[family]
-    config = AutoConfig.for_model(model_type, **{**SIZES, **differences, **overrides})
+    config = AutoConfig.for_model(model_type, **deepcopy({**SIZES, **differences, **overrides}))
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
     with torch.no_grad():

@@ -111,6 +111,7 @@ def emit(
         LOWER,
         lacks="the CPU target has no kernel for",
         hint="it runs the forms that the default passes leave; see `tokc targets cpu`",
+        reads=frozenset({"PagedAttention.softcap", "PagedAttention.bits"}),
     )
     kernels = tuple(sorted(lowering.kernels.values(), key=lambda kernel: kernel.symbol))
     plan = lowering.plan(kernel.symbol for kernel in kernels)

@@ -185,14 +185,15 @@ def lower_embedding(low: Emission, node: ir.Node) -> None:
     tensors, table = weights.plain(source)
     out = low.activation(node.outputs[0], table.k, "tokens")
     gather = Embedding(table.k, table.n)
-    low.launch(node, gather, (*low.packed(tensors), low.input("input_ids"), low.info(), out), "tokens")
+    low.launch(node, gather, (*low.packed(tensors), low.input(ids.name or ""), low.info(), out), "tokens")
 
 
 def lower_quant_embedding(low: Emission, node: ir.Node) -> None:
     """Gather and dequantize rows of the quantized embedding."""
     tensors, linear = weights.quantized(node)
     out = low.activation(node.outputs[0], linear.k, "tokens")
-    operands = (*low.packed(tensors), low.input("input_ids"), low.info(), out)
+    ids = required(node.inputs[0]).name or ""
+    operands = (*low.packed(tensors), low.input(ids), low.info(), out)
     low.launch(node, QuantEmbedding(linear), operands, "tokens")
 
 

@@ -12,7 +12,7 @@ from tokc.artifact.writer import Tensor
 from tokc.errors import TargetRefused
 from tokc.ir.program import Program
 from tokc.targets.constants import array, quants, refuse_format
-from tokc.targets.nodes import integer, layer_of, required, split_widths
+from tokc.targets.nodes import integer, layer_of, refuse_attributes, required, split_widths
 from tokc.targets.tpu.sharding import COLUMNS, ROWS, WHOLE, Shardings, shardings
 from tokc.targets.tpu.step import LANES, Attribute, Axes, Bucket, Cache, Node, Step, Weight
 
@@ -151,6 +151,7 @@ def _node(node: ir.Node, platform: Platform, axes: Shardings) -> Node:
     Raises: TargetRefused if no row computes it.
     """
     refuse_format(node, lacks="XLA targets have no row for")
+    refuse_attributes(node, lacks="XLA targets have no row for")
     if node.op_type not in SUPPORTED:
         raise TargetRefused(
             f"XLA targets have no row for '{node.op_type}'",

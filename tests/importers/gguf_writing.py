@@ -11,11 +11,27 @@ from tests.tiny_models import tiny_model
 from tokc.importers.families import GGUF_LAYER_TENSORS, GGUF_SANDWICH_TENSORS, GGUF_TENSORS
 
 Kind = gguf.GGMLQuantizationType
-ARCHITECTURES = {"llama": "llama", "llama3": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3": "gemma3"}
+SAME = ("llama", "qwen2", "qwen3", "gemma2", "gemma3", "smollm3", "granite", "olmo2")
+ARCHITECTURES = {**{name: name for name in SAME}, "llama3": "llama"}
+PERMUTED = {"llama", "smollm3", "granite"}
+GEMMAS = {"gemma2", "gemma3"}
+RESULTS_NORMED = GEMMAS | {"olmo2"}
+FACTORS = {
+    "attn_logit_softcapping": "attn_logit_softcapping",
+    "final_logit_softcapping": "final_logit_softcapping",
+    "embedding_multiplier": "embedding_scale",
+    "residual_multiplier": "residual_scale",
+    "logits_scaling": "logit_scale",
+    "attention_multiplier": "attention.scale",
+}
 
 
 # GGUF files leave these out, so they are what the family's row says.
-GGUF_SIZES = {"gemma3": {"num_hidden_layers": 7, "layer_types": None, "query_pre_attn_scalar": 32}}
+GGUF_SIZES = {
+    "gemma3": {"num_hidden_layers": 7, "layer_types": None, "query_pre_attn_scalar": 32},
+    "gemma2": {"query_pre_attn_scalar": 32},
+    "smollm3": {"num_hidden_layers": 5, "no_rope_layers": None},
+}
 
 
 def gguf_model(family: str, **overrides: object) -> Any:
@@ -52,8 +68,8 @@ def write_gguf(
         array = parameter.detach().numpy()
         asked = kind if kinds is None else kinds(name)
         stored = asked if array.ndim == 2 and not name.endswith("norm.weight") else Kind.F32
-        rows = _permuted(array, name, config) if architecture == "llama" else array
-        if architecture == "gemma3" and name.endswith("norm.weight"):
+        rows = _permuted(array, name, config) if architecture in PERMUTED else array
+        if architecture in GEMMAS and name.endswith("norm.weight"):
             rows = rows + np.float32(1)
         random = k_blocks(rows.shape, stored, len(kept)) if stored in K_HALVES else None
         data = gguf.quantize(rows, stored) if random is None else random
@@ -61,7 +77,7 @@ def write_gguf(
         if random is None:
             kept[name] = gguf.dequantize(gguf.quantize(array, stored), stored)
         else:
-            permuted = architecture == "llama"
+            permuted = architecture in PERMUTED
             values = gguf.dequantize(random, stored)
             kept[name] = unpermuted(values, name, config) if permuted else values
     if family == "llama3":
@@ -84,13 +100,16 @@ def write_sizes(writer: gguf.GGUFWriter, architecture: str, config: Any) -> None
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     rope = config.rope_parameters
     writer.add_rope_freq_base(rope.get("full_attention", rope)["rope_theta"])
-    if architecture == "gemma3":
+    if architecture in GEMMAS:
         writer.add_sliding_window(config.sliding_window)
+    for key, theirs in FACTORS.items():
+        if getattr(config, key, None) is not None:
+            writer.add_float32(f"{architecture}.{theirs}", getattr(config, key))
 
 
 def gguf_name(name: str, architecture: str) -> str:
     """Return what a GGUF file calls a tensor."""
-    names = {**GGUF_LAYER_TENSORS, **(GGUF_SANDWICH_TENSORS if architecture == "gemma3" else {})}
+    names = {**GGUF_LAYER_TENSORS, **(GGUF_SANDWICH_TENSORS if architecture in RESULTS_NORMED else {})}
     stem, kind = name.rsplit(".", 1)
     if stem.startswith("model.layers."):
         layer, inner = stem.removeprefix("model.layers.").split(".", 1)

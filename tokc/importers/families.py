@@ -147,6 +147,7 @@ FAMILIES: tuple[Family, ...] = (
         model_types=("smollm3",),
         architectures=("SmolLM3ForCausalLM",),
         gguf=("smollm3",),
+        permuted_gguf=True,
         rotations=most_rotated,
         windows=late_windows,
         defaults={"num_key_value_heads": 4, "rope_theta": 2_000_000.0, "tie_word_embeddings": True},
@@ -297,6 +298,12 @@ GGUF_KEYS: Mapping[str, str] = {
     "attention.sliding_window_pattern": "sliding_window_pattern",
     "rope.freq_base": "rope_theta",
     "rope.freq_base_swa": "rope_local_base_freq",
+    "attn_logit_softcapping": "attn_logit_softcapping",
+    "final_logit_softcapping": "final_logit_softcapping",
+    "embedding_scale": "embedding_multiplier",
+    "residual_scale": "residual_multiplier",
+    "logit_scale": "logits_scaling",
+    "attention.scale": "attention_multiplier",
 }
 
 # GGUF tensor -> Hugging Face tensor; in a layer both have a prefix
@@ -318,7 +325,7 @@ GGUF_LAYER_TENSORS: Mapping[str, str] = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-# With sandwich norms the norm before the feed-forward layer has another name.
+# Where results are normed the norm before the feed-forward layer has another name.
 GGUF_SANDWICH_TENSORS: Mapping[str, str] = {
     "post_attention_norm": "post_attention_layernorm",
     "ffn_norm": "pre_feedforward_layernorm",

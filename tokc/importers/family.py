@@ -144,8 +144,8 @@ class Family:
 
     @property
     def sandwich_norms(self) -> bool:
-        """Return whether a layer norms both what a sublayer reads and what it makes."""
-        return self.norm_places == "around"
+        """Return whether a layer norms what a sublayer makes."""
+        return self.norm_places != "before"
 
     @property
     def plain_layout(self) -> bool:

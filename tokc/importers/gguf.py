@@ -27,7 +27,7 @@ from tokc.ir.program import Assets, Program
 from tokc.model_files import sha256
 
 ROPE_DIVISORS = "rope_freqs.weight"
-GEMMA3_27B_LAYERS = 62
+GEMMA_27B_LAYERS = {"gemma2": 46, "gemma3": 62}
 
 
 def load_gguf(path: Path, context: int | None = None, lora: Sequence[Path] = ()) -> Program:
@@ -82,8 +82,8 @@ def gguf_config(file: GgufFile, name: str, family: Family) -> dict[str, object]:
 
 
 def _attention_scalar(config: Mapping[str, object], family: Family) -> object:
-    """Return what Gemma scales by, which GGUF files leave out: dim, but hidden / heads in the 27B model."""
-    if config.get("num_hidden_layers") == GEMMA3_27B_LAYERS:
+    """Return what Gemma scales by, which GGUF files leave out: dim, but hidden / heads in the 27B models."""
+    if config.get("num_hidden_layers") == GEMMA_27B_LAYERS.get(family.name):
         return int(str(config["hidden_size"])) // int(str(config["num_attention_heads"]))
     return config.get("head_dim", family.defaults["head_dim"])
 
@@ -134,8 +134,16 @@ def _their_name(name: str, family: Family) -> str | None:
     if not stem.startswith("blk."):
         return None
     _, layer, inner = stem.split(".", 2)
-    names = {**GGUF_LAYER_TENSORS, **GGUF_SANDWICH_TENSORS} if family.sandwich_norms else GGUF_LAYER_TENSORS
-    return f"model.layers.{layer}.{names.get(inner, inner)}.{kind}"
+    return f"model.layers.{layer}.{layer_tensors(family).get(inner, inner)}.{kind}"
+
+
+def layer_tensors(family: Family) -> Mapping[str, str]:
+    """Return the tensors of a layer, GGUF's name to Hugging Face's; norms behind sublayers have their own."""
+    return (
+        GGUF_LAYER_TENSORS
+        if family.norm_places == "before"
+        else {**GGUF_LAYER_TENSORS, **GGUF_SANDWICH_TENSORS}
+    )
 
 
 def _row_order(tensor: Tensor, architecture: Architecture) -> Rows | None:
