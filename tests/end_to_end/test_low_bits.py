@@ -10,6 +10,7 @@ import pytest
 from tests.end_to_end.test_invariance import Way, logits_of
 from tests.tiny_models import tiny_folder
 from tokc.compiler import Request, build, kv_bytes_per_token, precision
+from tokc.errors import TargetRefused
 from tokc.runtime.artifact import Artifact
 from tokc.runtime.executors.cpu import CpuExecutor
 from tokc.targets.plan import ITEM_BYTES
@@ -46,3 +47,12 @@ def test_an_artifact_of_few_bits_answers_as_its_program_in_any_batch(
         found.append(logits_of(executor, tokens, way))
         executor.close()
     np.testing.assert_array_equal(found[0], found[1])
+
+
+@pytest.mark.parametrize("group", [16, 48])
+def test_groups_that_no_kernel_has_are_refused(model: Path, tmp_path: Path, group: int) -> None:
+    passes = f"fuse-linear,fuse-attention,quantize-weights{{bits=3 group={group}}},kv-layout"
+    with pytest.raises(TargetRefused, match=f"a scale every {group} columns") as refused:
+        build(Request(model, passes=passes, check=False), tmp_path / "none.tokc")
+    assert refused.value.hint == "it takes groups of multiples of 32"
+    assert not (tmp_path / "none.tokc").exists()
