@@ -100,7 +100,7 @@ def first_op(before: Program, after: Program, limit: float) -> GuiltyOp | None:
     """
     length = min(OP_TOKENS, after.config.context)
     ids = (np.arange(1, length + 1) * 7919 % after.config.vocab)[None]
-    expected, found = _values(before, ids), _values(after, ids)
+    expected, found = values_of(before, ids), values_of(after, ids)
     worst: GuiltyOp | None = None
     for node in after.graph:
         for value in node.outputs:
@@ -115,7 +115,7 @@ def first_op(before: Program, after: Program, limit: float) -> GuiltyOp | None:
     return worst
 
 
-def _values(program: Program, ids: I64) -> Mapping[str, Array]:
+def values_of(program: Program, ids: I64) -> Mapping[str, Array]:
     """Run a program over ids [1, tokens] and return every value that it computes, by name."""
     shown = program.copy()
     have = set(shown.graph.outputs)
