@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from tokc.cost.launch_work import F32, INT8, LaunchWork
 from tokc.ir.costs import Cost
+from tokc.ir.expert_rules import touched_share
 from tokc.ir.ops import node_cost
 from tokc.targets.plan import Buffer
 
@@ -37,6 +38,7 @@ def launch_work(node: ir.Node, buffers: Sequence[Buffer], page: int) -> LaunchWo
         row_bytes=sum(b.bytes(ONE_OF_EACH) for b in rows) + (0.0 if reads_past else entry_bytes),
         cached_bytes=entry_bytes if reads_past else 0.0,
         window=node.attributes.get_int("window", 0),
+        row_share=touched_share(node, 1),
     )
 
 

@@ -14,6 +14,7 @@ from tokc.importers import import_model
 from tokc.importers.mapping import release_pages
 from tokc.instruments import Instruments, LedgerEntry
 from tokc.ir.execute import onnx_bytes
+from tokc.ir.expert_rules import every_expert_bytes
 from tokc.ir.ops import node_cost
 from tokc.ir.program import KvDtype, Program
 from tokc.pipeline import Pipeline
@@ -276,9 +277,11 @@ def _work(program: Program, tokens: int, context: int) -> list[dict[str, object]
     totals: dict[str, list[float]] = {}
     for node in program.graph:
         cost = node_cost(node, tokens=tokens, context=context)
-        row = totals.setdefault(node.op_type, [0, 0.0, 0.0])
-        row[0], row[1], row[2] = row[0] + 1, row[1] + cost.flops, row[2] + cost.bytes
+        row = totals.setdefault(node.op_type, [0, 0.0, 0.0, 0.0])
+        for place, more in enumerate((1, cost.flops, cost.bytes, every_expert_bytes(node))):
+            row[place] += more
     return [
         {"op": op, "count": count, "flops": flops, "bytes": moved}
-        for op, (count, flops, moved) in sorted(totals.items())
+        | ({"every_expert_bytes": experts} if experts else {})
+        for op, (count, flops, moved, experts) in sorted(totals.items())
     ]

@@ -43,3 +43,11 @@ def test_reading_prompts_reads_weights_once_a_chunk_and_each_cache_once() -> Non
     assert (linear.flops, linear.bytes) == (1024e9, 2e6)
     assert attention.flops == pytest.approx(1024e3 * 64 / 512)
     assert attention.bytes == pytest.approx(8e6 * 128 / 1000 * 8)
+
+
+def test_more_sequences_read_more_of_the_experts_but_never_more_than_all() -> None:
+    experts = OpWork("QuantMoeLinear", 2, 4e9, bytes=2e6, every_expert_bytes=8e6)
+    step = StepWork(1, 1000, (experts,))
+    assert step.at(sequences=1).bytes == 2e6
+    assert step.at(sequences=2).bytes == pytest.approx(8e6 * (1 - 0.75**2))
+    assert step.at(sequences=100).bytes == pytest.approx(8e6)

@@ -101,3 +101,15 @@ def test_the_plans_json_gives_the_work_back(int4: Plan) -> None:
     for launch, given in zip(int4.launches, stated, strict=True):
         assert LaunchWork.from_json(given["work"]) == launch.work
         assert all(given["work"].values()), "defaults are left out"
+
+
+def test_experts_are_computed_where_chosen_and_read_once_a_step(tmp_path: Path) -> None:
+    _, plan = lowered("mixtral", tmp_path, Precision("int4", kv="f16"))
+    launches = [launch for launch in plan.launches if launch.op == "QuantMoeLinear"]
+    assert [launch.work.row_flops for launch in launches] == [2 * 2 * 2 * HIDDEN * INNER, 2 * 2 * HIDDEN * INNER]
+    for launch in launches:
+        whole = packed_bytes(plan, launch)
+        assert launch.work.whole_bytes == whole
+        assert launch.work.memory_bytes(1, cached=0) == pytest.approx(whole * 2 / 5)
+        assert launch.work.memory_bytes(2, cached=0) == pytest.approx(whole * (1 - 0.6**2))
+        assert LaunchWork.from_json(launch.work.to_json()) == launch.work

@@ -11,7 +11,8 @@ class LaunchWork:
     """What a launch computes and moves; predicted from shapes, bytes as the kernel's buffers hold them.
 
     FLOPs are `row_flops` a row (a token of the step, or a logit row) and `attended_flops` a token that a row
-    attends to. Bytes are `whole_bytes` once a step (weights), `row_bytes` a row (activations, cache entries
+    attends to. Bytes are `whole_bytes` once a step (weights; of experts the share that the rows choose, one
+    row `row_share` of all, each as if apart from the others), `row_bytes` a row (activations, cache entries
     written), and `cached_bytes` a token of each sequence's cache that is read. `window` bounds what a token
     attends to, 0 where nothing does. `arithmetic` tells which peak holds for the FLOPs: int8 or f32.
     """
@@ -23,18 +24,20 @@ class LaunchWork:
     row_bytes: float = 0.0
     cached_bytes: float = 0.0
     window: int = 0
+    row_share: float = 1.0
 
     def flops(self, rows: int, attended: int) -> float:
         """Return the FLOPs of a step where its rows attend to `attended` tokens in all."""
         return rows * self.row_flops + attended * self.attended_flops
 
-    def memory_bytes(self, cached: int) -> float:
+    def memory_bytes(self, rows: int, cached: int) -> float:
         """Return the bytes that come from memory: weights, and `cached` tokens of all sequences' caches."""
-        return self.whole_bytes + cached * self.cached_bytes
+        share = 1.0 - (1.0 - self.row_share) ** rows
+        return self.whole_bytes * share + cached * self.cached_bytes
 
     def bytes(self, rows: int, cached: int) -> float:
         """Return all bytes of a step; those of its own rows stay in the CPU's caches where they fit."""
-        return self.memory_bytes(cached) + rows * self.row_bytes
+        return self.memory_bytes(rows, cached) + rows * self.row_bytes
 
     def moving_only(self) -> "LaunchWork":
         """Return the same without FLOPs, for a launch that converts what another node computes."""

@@ -218,5 +218,5 @@ def _work(launches: Sequence[Mapping[str, Any]], batch: Batch) -> Work:
         rows, arithmetic = size.rows[launch["rows"]], each.arithmetic
         flops += each.flops(rows, size.attended)
         moved += each.bytes(rows, size.cached)
-        memory += each.memory_bytes(size.cached)
+        memory += each.memory_bytes(rows, size.cached)
     return Work(arithmetic, flops, moved, memory)

@@ -15,18 +15,32 @@ Bound = Literal["bandwidth", "compute"]
 
 # Ops that read weights: their bytes stay when a step has more sequences. Those of all others grow with them.
 WEIGHT_OPS = frozenset({"Linear", "QuantLinear", "MatMul"})
-INT8_OPS = frozenset({"QuantLinear"})
+INT8_OPS = frozenset({"QuantLinear", "QuantMoeLinear"})
 ATTENTION_OPS = frozenset({"PagedAttention", "Attention"})
 
 
 @dataclass(frozen=True)
 class OpWork:
-    """The work of all nodes of one kind in a step."""
+    """The work of all nodes of one kind in a step.
+
+    `every_expert_bytes` are those of the weights of all experts, 0 where there are none.
+    """
 
     op: str
     count: int
     flops: float
     bytes: float
+    every_expert_bytes: float = 0.0
+
+    def weight_bytes(self, tokens: int) -> float:
+        """Return the weights that `tokens` tokens read, where these are the bytes of one.
+
+        Of experts those that are chosen, each as likely as any other.
+        """
+        if not self.every_expert_bytes:
+            return self.bytes
+        unread = max(0.0, 1.0 - self.bytes / self.every_expert_bytes)
+        return self.every_expert_bytes * (1.0 - unread**tokens)
 
 
 @dataclass(frozen=True)
@@ -59,7 +73,9 @@ class StepWork:
 
     def _scaled(self, op: OpWork, sequences: int, longer: float) -> OpWork:
         factor = sequences * (longer if op.op in ATTENTION_OPS else 1.0)
-        return replace(op, flops=op.flops * factor, bytes=op.bytes * (1.0 if op.op in WEIGHT_OPS else factor))
+        reads_weights = op.op in WEIGHT_OPS or op.every_expert_bytes > 0
+        moved = op.weight_bytes(sequences) if reads_weights else op.bytes * factor
+        return replace(op, flops=op.flops * factor, bytes=moved)
 
 
 @dataclass(frozen=True)
@@ -79,14 +95,16 @@ class Work:
         tokens = batch * prompt
         share, chunks = tokens / self.prefill.tokens, -(-tokens // self.prefill.tokens)
         longer = prompt / 2 / self.prefill.context  # a prompt's token attends to half of it on average
-        once = {op.op: op.bytes for op in self.decode.ops}
+        decode = {op.op: op for op in self.decode.ops}
         ops = []
         for op in self.prefill.ops:
             flops, moved = op.flops * share, 0.0
-            if op.op in WEIGHT_OPS:
-                moved = once.get(op.op, op.bytes) * chunks
+            one = decode.get(op.op)
+            if op.op in WEIGHT_OPS or op.every_expert_bytes:
+                moved = (op.bytes if one is None else one.weight_bytes(self.prefill.tokens)) * chunks
             elif op.op in ATTENTION_OPS:
-                flops, moved = flops * longer, once.get(op.op, 0.0) * prompt / self.decode.context * batch
+                seen = 0.0 if one is None else one.bytes
+                flops, moved = flops * longer, seen * prompt / self.decode.context * batch
             ops.append(replace(op, flops=flops, bytes=moved))
         return StepWork(tokens, prompt, tuple(ops))
 

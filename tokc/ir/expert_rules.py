@@ -13,6 +13,7 @@ from tokc.ir.costs import ACTIVATION_BYTES, Step, constant_bytes, elements, oper
 from tokc.ir.shapes import F32, Typed, dims, shape_of
 
 INT64 = ir.DataType.INT64
+OF_EXPERTS = frozenset({"MoeLinear", "QuantMoeLinear"})
 
 
 def moe_router_shape(node: ir.Node) -> list[Typed]:
@@ -53,9 +54,8 @@ def moe_linear_flops(node: ir.Node, step: Step) -> float:
 def moe_linear_bytes(node: ir.Node, step: Step) -> float:
     """Count activations, and the share of the weights that `touched_experts` are of all."""
     given = [value for value in node.inputs if value is not None]
-    weights = [value for value in given if value.const_value is not None]
     moved = [value for value in (*given, *node.outputs) if value.const_value is None]
-    read = sum(constant_bytes(value) for value in weights) * touched_share(node, step.tokens)
+    read = every_expert_bytes(node) * touched_share(node, step.tokens)
     return read + sum(value_bytes(value, step) for value in moved)
 
 
@@ -65,8 +65,22 @@ def moe_combine_flops(node: ir.Node, step: Step) -> float:
     return 2.0 * (elements(operand(node, 0), step) + elements(shared, step))
 
 
+def every_expert_bytes(node: ir.Node) -> float:
+    """Return the bytes of the weights of all experts that a node reads from, 0 for a node without experts."""
+    if node.op_type not in OF_EXPERTS:
+        return 0.0
+    return sum(
+        constant_bytes(value) for value in node.inputs if value is not None and value.const_value is not None
+    )
+
+
 def touched_share(node: ir.Node, tokens: int) -> float:
-    """Return how many of the experts `tokens` tokens are expected to choose, as a share of all."""
+    """Return how many of the experts `tokens` tokens are expected to choose, as a share of all.
+
+    1 for a node without experts: it reads its weights whole.
+    """
+    if node.op_type not in OF_EXPERTS:
+        return 1.0
     slots = static_dim(operand(node, _chosen_at(node)), -1) or 1
     return 1.0 - (1.0 - min(slots / _count(node), 1.0)) ** tokens
 
