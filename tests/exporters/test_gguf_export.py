@@ -28,6 +28,9 @@ SIZES: dict[str, dict[str, Any]] = {
     "smollm2": {},
     "qwen2": {"use_sliding_window": False},
     "qwen3": {},
+    "gemma2": {"query_pre_attn_scalar": 32},
+    "granite": {},
+    "olmo2": {},
     "gemma3": {"num_hidden_layers": 7, "layer_types": None, "query_pre_attn_scalar": 32},
 }
 ALL_PASSES = (

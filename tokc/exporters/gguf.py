@@ -25,13 +25,11 @@ from tokc.importers.architecture import architecture_of
 from tokc.importers.checkpoint import Grid, Weight, dequantized
 from tokc.importers.families import (
     GGUF_KEYS,
-    GGUF_LAYER_TENSORS,
-    GGUF_SANDWICH_TENSORS,
     GGUF_TENSORS,
     family_of,
 )
 from tokc.importers.family import Family
-from tokc.importers.gguf import gguf_config
+from tokc.importers.gguf import gguf_config, layer_tensors
 from tokc.importers.gguf_file import GgufFile, Tensor
 from tokc.importers.rope_divisors import GIVEN, llama3_divisors
 from tokc.ir.program import Assets, ModelConfig
@@ -41,7 +39,7 @@ Progress = Callable[[str], None]
 
 EMPTY = np.empty(0, np.uint8)
 ROPE_DIVISORS = "rope_freqs.weight"
-FLOATS = ("epsilon", "freq_base", "freq_base_swa")
+FLOATS = ("epsilon", "freq_base", "freq_base_swa", "softcapping", "scale")
 PLAIN: Mapping[str, Kind] = {"f16": Kind.F16, "f32": Kind.F32}
 FILE_TYPES: Mapping[Kind, int] = {Kind.F32: 0, Kind.F16: 1, Kind.Q4_0: 2, Kind.Q4_1: 3, Kind.Q8_0: 7}
 
@@ -234,13 +232,12 @@ def gguf_name(name: str, family: Family) -> str:
     Raises: TokcError if it has no word for it.
     """
     stem, _, kind = name.rpartition(".")
-    layer = {**GGUF_LAYER_TENSORS, **(GGUF_SANDWICH_TENSORS if family.sandwich_norms else {})}
     for ours, theirs in GGUF_TENSORS.items():
         if theirs == stem:
             return f"{ours}.{kind}"
     if stem.startswith("model.layers."):
         number, inner = stem.removeprefix("model.layers.").split(".", 1)
-        for ours, theirs in layer.items():
+        for ours, theirs in layer_tensors(family).items():
             if theirs == inner:
                 return f"blk.{number}.{ours}.{kind}"
     raise TokcError(f"tensor '{name}' has no name in GGUF", hint="export the model with --to hf")
