@@ -5,19 +5,19 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal
 
-import numpy as np
 import onnx_ir as ir
 
 from tokc.errors import PassFailed
 from tokc.ir.ops import make_node
 from tokc.ir.program import Program
 from tokc.ir.rewrite import drop, initializer, made_by, parts_of
+from tokc.passes.quantization.allocation import SCALE_BITS, bits_by_weight, described
 from tokc.passes.quantization.calibrated import Job, quantize_in_order
 from tokc.passes.quantization.experts import calibratable, is_experts, joined, quant_moe_linear
-from tokc.passes.quantization.grid import F32, NARROW, WIDE, Grid, NotFinite
+from tokc.passes.quantization.grid import NARROW, WIDE, WIDTHS, Grid, NotFinite
 from tokc.passes.quantization.methods import CALIBRATED, Method, MethodName, without_calibration
 from tokc.passes.quantization.pack import Packed, pack
-from tokc.passes.quantization.stored import Stored, stored_weight
+from tokc.passes.quantization.stored import Stored, in_f32, source_of, stored_weight
 from tokc.passes.quantization.weights import Once, replace_node, weight_readers
 from tokc.passes.smooth_activations import SmoothActivations
 from tokc.quality.calibration import calibration
@@ -44,6 +44,8 @@ class QuantizeWeights:
     than one is held in f32. `gptq` runs the program over a text (`tokc.quality.calibration`), part after
     part; so does `awq`, after `smooth-activations` was searched for weights of this grid. The embedding and
     the head, and what goes to 8 bits for want of a kernel, they leave to `rtn-mse`.
+    ``bits=auto budget=4.25`` measures what 2, 3, 4 and 8 bits cost each layer on the text and spends so many
+    bits a linear weight, scales counted, where they help most; it goes with every method.
     Saves about ``(32 - bits - 16 / group) / 8`` bytes a weight and decoded token.
     Lossy: weights are rounded, activations too unless ``act_group=0``; with it, kept grids are exact.
     """
@@ -51,33 +53,52 @@ class QuantizeWeights:
     name: ClassVar[str] = "quantize-weights"
     exact: ClassVar[bool] = False
 
-    bits: Literal[2, 3, 4, 8] = 4
+    bits: Literal[2, 3, 4, 8, "auto"] = 4
     group: int = 32
     method: MethodName = "rtn"
     symmetric: bool = True
     head_bits: Literal[2, 3, 4, 8, 32] = 8
     act_group: int = 32
     requantize: bool = False
+    budget: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse options that make no grid."""
-        self._grid(self.bits)
+        self._grid(self.usual_bits)
+        if (self.bits == "auto") != (self.budget > 0):
+            raise ValueError("bits=auto and a budget in bits a weight, as in 'budget=4.25', go together")
         if self.act_group < 0:
             raise ValueError(f"act_group is 0 or a number of columns, not {self.act_group}")
 
     @property
     def max_kl(self) -> float:
         """Return the mean KL in nats that rounding may cost; more means that something else went wrong."""
-        return MAX_KL[min(self.bits, self.head_bits)]
+        least = max((bits for bits in WIDTHS if bits <= self.budget), default=WIDTHS[0])
+        return MAX_KL[min(least if self.bits == "auto" else self.bits, self.head_bits)]
+
+    @property
+    def usual_bits(self) -> int:
+        """Return the bits of a linear weight that is not measured: with a budget the most within it."""
+        if self.bits != "auto":
+            return self.bits
+        scales = SCALE_BITS * (1 if self.symmetric else 2) / max(1, self.group)
+        return max((bits for bits in WIDTHS if bits + scales <= self.budget), default=WIDTHS[0])
 
     def run(self, program: Program) -> Program:
         copy = self._smoothed(program).copy()
         readers = weight_readers(copy.graph, experts=True)
         heads = {value for value, nodes in readers.items() if any(_is_head(node) for node in nodes)}
-        ready = self._calibrated(copy, {value: readers[value] for value in readers if value not in heads})
+        bits = dict.fromkeys(readers, self.usual_bits) | dict.fromkeys(heads, self.head_bits)
+        chosen: dict[ir.Value, int] = {}
+        ready: dict[ir.Value, _Weight] = {}
+        if self._reads_text and not calibration().shapes_only:
+            linears = calibratable({value: readers[value] for value in readers if value not in heads})
+            chosen = self._chosen(copy, linears)
+            bits |= chosen
+            ready = self._calibrated(copy, linears, bits)
         quantized = False
         for value, nodes in readers.items():
-            weight = ready.get(value) or self._weight(value, head=value in heads)
+            weight = ready.get(value) or self._weight(value, bits[value])
             if weight is None:
                 continue
             for node in nodes:
@@ -87,8 +108,8 @@ class QuantizeWeights:
                 if not made.is_initializer():
                     copy.graph.register_initializer(made)
             quantized = True
-        if ready:
-            copy = calibration().record(copy)
+        if ready or chosen:
+            copy = calibration().record(copy, bits=described(chosen.values()))
         return copy if quantized else program
 
     def _smoothed(self, program: Program) -> Program:
@@ -96,24 +117,45 @@ class QuantizeWeights:
         if self.method != "awq":
             return program
         smooth = SmoothActivations(
-            bits=self.bits, group=self.group, symmetric=self.symmetric, requantize=self.requantize
+            bits=4 if self.bits == "auto" else self.bits,
+            group=self.group,
+            symmetric=self.symmetric,
+            requantize=self.requantize,
         )
         return smooth.run(program)
 
+    @property
+    def _reads_text(self) -> bool:
+        return self.bits == "auto" or self.method in CALIBRATED
+
+    def _chosen(self, program: Program, readers: Mapping[ir.Value, list[ir.Node]]) -> dict[ir.Value, int]:
+        """Return the bits of each weight that may go to any grid, where they are to be chosen."""
+        if self.bits != "auto":
+            return {}
+        jobs = self._jobs(readers, dict.fromkeys(readers, WIDTHS[0]))
+        return bits_by_weight(program, jobs, readers, self.budget)
+
     def _calibrated(
-        self, program: Program, readers: Mapping[ir.Value, list[ir.Node]]
+        self, program: Program, readers: Mapping[ir.Value, list[ir.Node]], bits: Mapping[ir.Value, int]
     ) -> dict[ir.Value, "_Weight"]:
         """Return the weights that a calibrated method quantizes now."""
-        method, grid = CALIBRATED.get(self.method), self._grid(self.bits)
-        if method is None or calibration().shapes_only:
+        method = CALIBRATED.get(self.method)
+        if method is None:
             return {}
-        jobs, readers = {}, calibratable(readers)
-        for value in readers:
-            source = stored_weight(value) or value.const_value
-            if source is not None and self._goes_to(source, self.bits) == grid:
-                jobs[value] = Job(partial(_read, source), grid)
+        jobs = self._jobs(readers, bits)
         made = quantize_in_order(program, jobs, readers, method, repr(self))
-        return {value: _weight_of(packed, grid) for value, packed in made.items()}
+        return {value: _weight_of(packed, jobs[value].grid) for value, packed in made.items()}
+
+    def _jobs(
+        self, readers: Mapping[ir.Value, list[ir.Node]], bits: Mapping[ir.Value, int]
+    ) -> dict[ir.Value, Job]:
+        """Return the weights that go to the grid of their bits."""
+        jobs = {}
+        for value in readers:
+            source, grid = source_of(value), self._grid(bits[value])
+            if source is not None and self._goes_to(source, bits[value]) == grid:
+                jobs[value] = Job(partial(in_f32, source), grid)
+        return jobs
 
     def _grid(self, bits: int) -> Grid:
         return Grid(bits=bits, group=self.group, symmetric=self.symmetric or bits == WIDE)
@@ -128,13 +170,13 @@ class QuantizeWeights:
             return None if stays else self._grid(bits)
         return None if bits == PLAIN else self._grid(bits)
 
-    def _weight(self, value: ir.Value, *, head: bool) -> "_Weight | None":
+    def _weight(self, value: ir.Value, bits: int) -> "_Weight | None":
         """Return the weight on its grid, made when it is read, or None where it stays as it is."""
         stored = stored_weight(value)
         source = stored or value.const_value
         if source is None:
             return None
-        grid = self._goes_to(source, self.head_bits if head else self.bits)
+        grid = self._goes_to(source, bits)
         if grid is not None:
             method = without_calibration(self.method)
             return _weight_of(_Deferred(str(value.name), source, method, grid).tensors(), grid)
@@ -209,17 +251,10 @@ class _Deferred:
 def _quantized(name: str, source: Stored | ir.TensorProtocol, method: Method, grid: Grid) -> Packed:
     try:
         parts = (source,) if isinstance(source, Stored) else parts_of(source)
-        return pack(name, joined([method.quantize(_read(part), grid) for part in parts]))
+        return pack(name, joined([method.quantize(in_f32(part), grid) for part in parts]))
     except NotFinite as error:
         where, hint = f"weight '{name}'", "the model's file is damaged"
         raise PassFailed(str(error), where=where, hint=hint) from error
-
-
-def _read(source: Stored | ir.TensorProtocol) -> F32:
-    """Return a weight in f32."""
-    if isinstance(source, Stored):
-        return source.dequantized()
-    return np.asarray(source.numpy(), dtype=np.float32)
 
 
 def _is_head(node: ir.Node) -> bool:

@@ -220,7 +220,7 @@ class Instruments:
 def _calibrated_on(record: Mapping[str, str]) -> str:
     return (
         f"calibrated on {record['tokens']} tokens of {record['text']}, {record['characters']} characters, "
-        f"sha256 {record['sha256']}"
+        f"sha256 {record['sha256']}{'; weights: ' + record['bits'] if 'bits' in record else ''}"
     )
 
 

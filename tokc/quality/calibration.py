@@ -74,14 +74,18 @@ class Calibration:
         data = self.text.encode() if self.ids is None else self.ids.astype("<i8").tobytes()
         return hashlib.sha256(data).hexdigest()
 
-    def record(self, program: Program) -> Program:
-        """Return the program with a record of what its weights were fitted to: name, size and hash."""
+    def record(self, program: Program, **more: str) -> Program:
+        """Return the program with a record of what its weights were fitted to: name, size and hash.
+
+        What is stated beside that is recorded, too, where it is not empty.
+        """
         shape = self.token_ids(program).shape
         stated = {
             "text": self.name if self.ids is None else "token ids",
             "characters": str(len(self.text) if self.ids is None else 0),
             "tokens": f"{shape[0]} windows of {shape[1]}",
             "sha256": self.sha256,
+            **{key: text for key, text in more.items() if text},
         }
         return program.replace(assets=replace(program.assets, calibration=stated))
 
