@@ -90,7 +90,22 @@ CASES = {
     ),
     "rope type": (edit_config(rope_parameters={"rope_type": "spiral"}), "of type 'spiral' are not supported"),
     "shape": (edit_config(intermediate_size=128), "has shape [96, 64], the configuration asks for [128, 64]"),
-    "too few layers": (edit_config(num_hidden_layers=2), "has no place in family 'llama'"),
+    "too few layers": (
+        edit_config(num_hidden_layers=2),
+        "'num_hidden_layers' is 2, but the weights have 3 layers",
+    ),
+    "too many layers": (
+        edit_config(num_hidden_layers=4),
+        "'num_hidden_layers' is 4, but the weights have 3 layers",
+    ),
+    "vocabulary": (
+        edit_config(vocab_size=90),
+        "'vocab_size' is 90, but the weights have 96 rows in 'model.embed_tokens.weight'",
+    ),
+    "softcap": (
+        edit_config(final_logit_softcapping=30.0),
+        "'final_logit_softcapping' is 30.0, which is not supported in family 'llama'",
+    ),
     "heads": (edit_config(num_key_value_heads=3), "4 attention heads cannot share 3 key-value heads"),
     "no size": (edit_config(hidden_size=None), "the configuration has no 'hidden_size'"),
     "text as size": (edit_config(hidden_size="64"), "'hidden_size' is '64', not a number"),
@@ -119,3 +134,28 @@ def test_a_context_beyond_the_models_is_refused(tmp_path: Path) -> None:
         ImportRefused, match="a context of 129 tokens is out of range; the model was made for up to 128"
     ):
         import_model(tiny_folder("llama", tmp_path), context=129)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "nearest"), [("Qwen4ForCausalLM", "qwen"), ("GPTNeoXJapaneseForCausalLM", "gpt_neox")]
+)
+def test_an_unknown_architecture_is_told_the_nearest_family(
+    architecture: str, nearest: str, tmp_path: Path
+) -> None:
+    edit_config(architectures=[architecture])(tiny_folder("llama", tmp_path))
+    with pytest.raises(ImportRefused, match=f"unknown architecture '{architecture}'") as refused:
+        import_model(tmp_path)
+    assert f"the nearest family is '{nearest}" in str(refused.value.hint)
+    assert "docs/adding-a-model.md" in str(refused.value.hint)
+
+
+def test_a_fused_tensor_of_another_shape_is_refused_with_both_shapes(tmp_path: Path) -> None:
+    edit_config(num_key_value_heads=4)(tiny_folder("phi3", tmp_path))
+    with pytest.raises(ImportRefused, match=r"qkv_proj.weight' has shape \[128, 64\].* asks for \[192, 64\]"):
+        import_model(tmp_path)
+
+
+def test_a_setting_that_a_family_does_not_heed_is_refused(tmp_path: Path) -> None:
+    edit_config(qk_layernorm=True)(tiny_folder("stablelm", tmp_path))
+    with pytest.raises(ImportRefused, match="'qk_layernorm' is True, which is not supported"):
+        import_model(tmp_path)

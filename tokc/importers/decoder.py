@@ -15,7 +15,7 @@ from tokc.importers.checkpoint import Checkpoint, Dense, Grid, Weight, selected,
 from tokc.importers.experts import expert_layer
 from tokc.importers.rope import rotated_first
 from tokc.ir.ops import DOMAIN, DOMAIN_VERSION, make_node
-from tokc.ir.program import IR_VERSION, OPSET, Assets, Program
+from tokc.ir.program import IR_VERSION, OPSET, Assets, ModelConfig, Program
 
 EMBEDDING = "model.embed_tokens.weight"
 POSITIONS = "model.embed_positions.weight"
@@ -29,9 +29,28 @@ def decoder_program(architecture: Architecture, checkpoint: Checkpoint, assets: 
 
     Raises: ImportRefused if the weights do not fit the architecture.
     """
+    _refuse_contradictions(checkpoint, architecture.config)
     graph = _Builder(architecture, checkpoint).build()
     _refuse_leftovers(checkpoint, architecture)
     return Program(ir.Model(graph, ir_version=IR_VERSION, producer_name="tokc"), architecture.config, assets)
+
+
+def _refuse_contradictions(checkpoint: Checkpoint, config: ModelConfig) -> None:
+    """Refuse a configuration whose counts are not those of the weights."""
+    layers = {int(name.split(".")[2]) for name in checkpoint.weights if name.startswith("model.layers.")}
+    table = checkpoint.weights.get(EMBEDDING)
+    rows = config.vocab if table is None else table.shape[0]
+    for key, stated, found, what in (
+        ("num_hidden_layers", config.layers, max(layers, default=config.layers - 1) + 1, "layers"),
+        ("vocab_size", config.vocab, rows, f"rows in '{EMBEDDING}'"),
+    ):
+        if stated != found:
+            raise ImportRefused(
+                f"'{key}' is {stated}, but the weights have {found} {what}",
+                where=checkpoint.origin,
+                hint="the configuration and the weights are of different models, or a file is missing; "
+                f"if the weights are whole, write {found} to config.json",
+            )
 
 
 def _refuse_leftovers(checkpoint: Checkpoint, architecture: Architecture) -> None:

@@ -15,6 +15,7 @@ from tokc.importers.rope_scaling import (
     longest_context,
     plain_frequencies,
     scaling_of,
+    usual_context,
 )
 
 F32Array = npt.NDArray[np.float32]
@@ -72,9 +73,10 @@ def rope_parameters(config: Config) -> Config:
     return merged
 
 
-def context_limit(config: Config, trained: int) -> int:
-    """Return the largest context in tokens of a model that was made for `trained` tokens."""
-    return longest_context(rope_parameters(config), trained)
+def context_limits(config: Config, trained: int) -> tuple[int, int]:
+    """Return the contexts in tokens up to which every length is rotated alike, and up to which any is."""
+    scaling = rope_parameters(config)
+    return usual_context(scaling, trained), longest_context(scaling, trained)
 
 
 def rotated_elements(config: Config, share: float, dim: int) -> int:

@@ -228,6 +228,13 @@ def scaling_of(scaling: Config, lengths: Lengths, origin: str) -> Scaling | None
     return KINDS[kind](scaling, lengths)
 
 
+def usual_context(scaling: Config, trained: int) -> int:
+    """Return the tokens up to which one table is right for every length: LongRoPE has another beyond."""
+    return (
+        min(trained, int(number(scaling, ORIGINAL, trained))) if kind_of(scaling) == "longrope" else trained
+    )
+
+
 def longest_context(scaling: Config, trained: int) -> int:
     """Return the tokens up to which positions make sense, which scaling may take beyond `trained`."""
     kind = kind_of(scaling)
