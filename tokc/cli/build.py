@@ -39,13 +39,26 @@ class _Asked:
     print_after: tuple[str, ...]
     stop_after: str | None
     lora: tuple[Path, ...] = ()
+    calibration_text: Path | None = None
 
     @property
     def looks_on(self) -> bool:
         """Return whether the passes must run because something is to be seen of them."""
         return bool(self.dump_ir or self.print_after or self.stop_after)
 
-    def request(self) -> "Request":
+    def readable(self) -> bool:
+        """Return whether all files are there; if not, the compiler says which."""
+        files = (self.model, *self.lora, *((self.calibration_text,) if self.calibration_text else ()))
+        return all(path.exists() for path in files)
+
+    def key(self, out: Path) -> str:
+        """Return the key of the build in the cache."""
+        from tokc.artifact.build_cache import key_of
+
+        name, text = out.name.removesuffix(".tokc"), self.calibration_text
+        return key_of(self.model, self.options, name, lora=self.lora, calibration_text=text)
+
+    def request(self, unfinished: Path | None = None) -> "Request":
         """Return it as the compiler takes it; imports the compiler."""
         with needs_extra("build", "build"):
             from tokc.compiler import Request, precision
@@ -62,6 +75,8 @@ class _Asked:
             print_after=self.print_after,
             stop_after=self.stop_after,
             lora=self.lora,
+            calibration_text=self.calibration_text,
+            unfinished=unfinished,
         )
 
 
@@ -91,7 +106,11 @@ def build(
     ] = None,
     passes: Annotated[str | None, typer.Option(help="A pipeline of your own; see `tokc passes`.")] = None,
     context: Annotated[int | None, typer.Option(min=1, help="Tokens of context to make room for.")] = None,
+    recipe: Annotated[Path | None, typer.Option(help="Target, passes and context, from `tokc tune`.")] = None,
     lora: Annotated[list[Path] | None, typer.Option(help="Merge this adapter's folder; repeatable.")] = None,
+    calibration_text: Annotated[
+        Path | None, typer.Option(help="What gptq, awq and auto read. [default: a text of tokc's]")
+    ] = None,
     check: Annotated[bool, typer.Option(help="Compare the answers after every pass.")] = True,
     dump_ir: Annotated[Path | None, typer.Option(help="Write the program after each pass here.")] = None,
     print_after: Annotated[list[str] | None, typer.Option(help="Print the program after this pass.")] = None,
@@ -107,7 +126,11 @@ def build(
     """Compile a model into an artifact that `tokc run` and `tokc serve` load."""
     options: dict[str, Option] = {"target": target, "dtype": dtype, "kv_dtype": kv_dtype, "passes": passes}
     options |= {"context": context, "check": check}
-    asked = _Asked(model, options, dump_ir, tuple(print_after or ()), stop_after, tuple(lora or ()))
+    if recipe is not None:
+        options |= _of_recipe(recipe, options)
+    asked = _Asked(
+        model, options, dump_ir, tuple(print_after or ()), stop_after, tuple(lora or ()), calibration_text
+    )
     if dry_run:
         _estimate(asked.request(), as_json=as_json)
         return
@@ -121,31 +144,47 @@ def build(
     gates_of.hold(judged, inconclusive_fails=inconclusive == "fail")
 
 
+def _of_recipe(path: Path, given: "Mapping[str, Option]") -> "Mapping[str, Option]":
+    """Return the options that a recipe states.
+
+    Raises: BadParameter if one of them was given, too.
+    """
+    from tokc.tuning.recipe import read_recipe
+
+    stated = {"target": "cpu", "dtype": "int4", "kv_dtype": None, "passes": None, "context": None}
+    for name, default in stated.items():
+        if given[name] != default:
+            option = name.replace("_", "-")
+            raise typer.BadParameter(f"--{option} is what the recipe states: give one of the two")
+    found = read_recipe(path)
+    return {"target": found.target, "passes": found.passes, "context": found.context}
+
+
 def _build(asked: _Asked, out: Path, *, cache: bool) -> _Built:
     """Take the artifact from the cache, or build it and keep it there."""
-    from tokc.artifact.build_cache import BuildCache, default_folder, key_of
+    from tokc.artifact.build_cache import BuildCache, default_folder
     from tokc.knobs import build_cache_on
 
     start_s = time.perf_counter()
     cached = BuildCache(default_folder()) if cache and build_cache_on() and not asked.looks_on else None
     with progress() as say:
         key = ""
-        if cached is not None and all(path.exists() for path in (asked.model, *asked.lora)):
+        if cached is not None and asked.readable():
             say(f"look for an identical build in {cached.folder}")
-            key = key_of(asked.model, asked.options, out.name.removesuffix(".tokc"), lora=asked.lora)
+            key = asked.key(out)
             kept = cached.fetch(key, out)
             if kept is not None:
                 quality = json.loads((out / "quality.json").read_text())
                 took_s = time.perf_counter() - start_s
                 return _Built(out, quality["pipeline"], quality["ledger"], took_s, kept.seconds)
-        built = _compile(asked, out, start_s, say)
+        unfinished = cached.folder.with_name("unfinished") / key if cached is not None and key else None
+        built = _compile(asked.request(unfinished), out, start_s, say)
         if cached is not None and built.path is not None and not cached.keep(key, built.path, built.seconds):
             say(f"not kept: no room in {cached.folder}")
     return built
 
 
-def _compile(asked: _Asked, out: Path, start_s: float, say: "Callable[[str], None]") -> _Built:
-    request = asked.request()
+def _compile(request: "Request", out: Path, start_s: float, say: "Callable[[str], None]") -> _Built:
     from tokc.compiler import build as compile_model
 
     result = compile_model(request, out, say)
