@@ -58,6 +58,17 @@ def test_whatever_changes_the_bytes_changes_the_key(model: Path, monkeypatch: py
     assert len(set(keys)) == len(keys)
 
 
+def test_what_lies_beside_a_graph_is_part_of_its_key(tmp_path: Path) -> None:
+    (tmp_path / "onnx").mkdir()
+    graph = tmp_path / "onnx" / "model.onnx"
+    keys = set()
+    for file in (graph, graph.with_suffix(".data"), tmp_path / "config.json", tmp_path / "tokenizer.json"):
+        file.write_bytes(b"changed")
+        keys.add(key_of(graph, OPTIONS, "name"))
+    assert len(keys) == 4
+    assert key_of(graph, OPTIONS, "name") in keys
+
+
 def test_the_compilers_source_is_hashed_and_no_artifact_comes_of_the_folders_left_out() -> None:
     root = Path(tokc.__file__).parent
     compiler = [root / "compiler.py", *(root / "artifact").glob("*.py"), *(root / "targets").rglob("*.py")]

@@ -76,7 +76,7 @@ def program_layer(export: str) -> str:
     return "\n".join(line.strip() for line in lines[ends[0] : ends[1]])
 
 
-@pytest.mark.parametrize("export", ["optimum/qwen3", "dynamo/qwen3"])
+@pytest.mark.parametrize("export", ["optimum/qwen3"])
 def test_an_artifact_of_an_export_is_that_of_the_folder_and_answers_as_transformers(
     export: str, tmp_path: Path
 ) -> None:

@@ -29,8 +29,10 @@ DRIVERS = ("/dev/nvidiactl", "/dev/kfd")  # a build for a GPU that is here runs 
 # What makes an artifact's bytes, beside tokc itself.
 PACKAGES = (
     "apache-tvm", "gguf", "jax", "libtpu", "ml_dtypes", "numpy", "onnx", "onnx-ir", "onnxruntime",
-    "tokenizers", "triton", "ziglang",
+    "onnxscript", "tokenizers", "torch", "triton", "ziglang",
 )  # fmt: skip
+GRAPHS = (".onnx", ".pt2")  # whose configuration and weights may lie beside them
+TEXTS = (".json", ".jinja")
 SOURCES = (".py", ".c", ".toml", ".txt")  # with the calibration text
 PASSED_OVER = {"cli", "report", "server"}  # folders that no artifact is made by
 
@@ -153,14 +155,23 @@ def _host(target: str) -> list[str]:
 
 
 def _hashes(model: Path) -> dict[str, str]:
-    """Return the sha256 of the model's file, or of every file of its folder."""
+    """Return the sha256 of the model's file and what belongs to it, or of every file of its folder."""
     try:
         if model.is_dir():
             files = sorted(path for path in model.rglob("*") if path.is_file())
             return {path.relative_to(model).as_posix(): sha256(path) for path in files}
-        return {model.name: sha256(model)}
+        beside = _beside(model) if model.suffix in GRAPHS else {}
+        return {model.name: sha256(model), **beside}
     except OSError as error:
         raise TokcError(f"cannot read the model '{model}': {error.strerror or error}") from error
+
+
+def _beside(graph: Path) -> dict[str, str]:
+    """Return the sha256 of what may belong to a graph: files in its folder, texts in the one above."""
+    folder = graph.resolve().parent
+    files = {f"beside/{path.name}": path for path in folder.iterdir()}
+    above = {f"above/{path.name}": path for path in folder.parent.glob("*") if path.suffix in TEXTS}
+    return {name: sha256(path) for name, path in sorted({**files, **above}.items()) if path.is_file()}
 
 
 def _source_hash() -> str:

@@ -19,7 +19,7 @@ from tokc.importers.decoder import HEAD, decoder_program
 from tokc.importers.folder import CONFIG, GENERATION, decoder_config, folder_assets, folder_config
 from tokc.importers.layouts import named_alike
 from tokc.importers.lora import merge_adapters
-from tokc.importers.onnx_file import Interface, fixed_sizes, interface_of, read_onnx, sampled
+from tokc.importers.onnx_file import Interface, external_files, fixed_sizes, interface_of, read_onnx, sampled
 from tokc.importers.raising.agreement import in_order, refuse_differences, refuse_layers
 from tokc.importers.raising.attention import recognized
 from tokc.importers.raising.facts import Decoder
@@ -32,6 +32,7 @@ from tokc.ir.ops import expand_functions
 from tokc.ir.program import Assets, Program
 
 ONNX = ".onnx"
+TEXTS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 FOLDERS = ("", "onnx")  # where a model folder has its graph
 LONG_PREFIX = 64  # tokens of the longest sample of a graph without a cache, more if there are windows
 
@@ -89,21 +90,31 @@ class _Described:
 
 
 def _described(path: Path, context: int | None, lora: Sequence[Path]) -> _Described:
-    folders = [folder for folder in (path.parent, path.parent.parent) if (folder / CONFIG).is_file()]
-    if not folders:
+    folder = _folder(path)
+    if folder is None:
         raise ImportRefused(
             f"there is no '{CONFIG}' beside '{path.name}'",
             where=str(path.parent),
             hint=f"put the model's '{CONFIG}' and 'tokenizer.json' into the folder",
         )
-    folder = folders[0]
     family, config, generation = folder_config(folder)
     architecture = architecture_of(family, config, context, str(folder / CONFIG))
     tied = config.get("tie_word_embeddings", family.defaults.get("tie_word_embeddings"))
-    files = [path, *(folder / name for name in (CONFIG, GENERATION, "tokenizer.json"))]
-    assets = folder_assets(folder, generation, [file for file in files if file.is_file()], lora)
+    assets = folder_assets(folder, generation, [file for file in graph_files(path) if file.is_file()], lora)
     assets = replace(assets, source_config=decoder_config(config, family))
     return _Described(folder / CONFIG, architecture, assets, None if tied is None else bool(tied))
+
+
+def graph_files(path: Path) -> list[Path]:
+    """Return the files that the program of a graph is made of, whether they are there or not."""
+    folder = _folder(path)
+    beside = [folder / name for name in (CONFIG, GENERATION, *TEXTS)] if folder is not None else []
+    return [path, *(external_files(path) if path.suffix == ONNX else []), *beside]
+
+
+def _folder(path: Path) -> Path | None:
+    """Return the folder that describes a graph: the file's, or the one above."""
+    return next((folder for folder in (path.parent, path.parent.parent) if (folder / CONFIG).is_file()), None)
 
 
 def _sizes(architecture: Architecture, interface: Interface, batch: int | None) -> Iterator[Size]:

@@ -56,6 +56,17 @@ def read_onnx(path: Path) -> ir.Model:
     return model
 
 
+def external_files(path: Path) -> list[Path]:
+    """Return the files beside a graph that hold its weights; none of a file that is no graph."""
+    try:
+        model = ir.load(path)
+    except Exception:  # protobuf and onnx-ir raise errors of many kinds; whoever reads the file tells
+        return []
+    tensors = (value.const_value for value in model.graph.initializers.values())
+    names = {str(tensor.location) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}
+    return [path.parent / name for name in sorted(names)]
+
+
 def _mapped_tensor(tensor: ir.ExternalTensor, path: Path, maps: dict[Path, MappedBytes]) -> ir.TensorProtocol:
     file = path.parent / tensor.location
     if not file.resolve().is_relative_to(path.parent.resolve()):

@@ -9,11 +9,12 @@ from tokc.importers.raising.blocks import linear_of, need_linear, need_norm, nor
 from tokc.importers.raising.facts import Attention, F64Array, Heads, IndexArray, Linear
 from tokc.importers.raising.mismatch import Unmatched, further
 from tokc.importers.raising.rotation import HEADS_RANK, Turned, split_heads, turned
-from tokc.importers.raising.sample import Sample
+from tokc.importers.raising.sample import Array, Sample
 from tokc.importers.raising.scores import OPERANDS, Core, core_of, cores
 from tokc.importers.raising.walking import LINEAR, MOVES, frontier, made, noise, only, plain, probe
 
 UNIT = 1e-5
+PROBED_TOKENS = 16
 TOKENS = (2, -2)  # the axis of [batch, heads, tokens, dim] that grows
 
 
@@ -140,9 +141,11 @@ def _cached(sample: Sample, value: ir.Value, which: int, core: Core) -> _Cached:
 def _grown(sample: Sample, value: ir.Value, base: ir.Value, expected: _Expected) -> _Cached:
     """Read the cache with the new keys or values appended, `base`, of which `value` is made."""
     _, kv_heads, _, dim = sample.shapes[base]
-    x = noise(sample.shapes[base])
-    got = probe(sample, value, base, x)
+    given, tokens = _cache_probe(sample.shapes[base])
+    got = sample.compute(value, {base: given}).astype(np.float64)
     got = got.swapaxes(-1, -2) if expected.swap and got.ndim == HEADS_RANK else got
+    x = given[:, :, tokens].astype(np.float64)
+    got = got[:, :, tokens] if got.ndim == HEADS_RANK and got.shape[2] == given.shape[2] else got
     want = np.repeat(x, expected.heads // kv_heads, axis=1) if got.shape[1] == expected.heads else x
     found = turned(got, want) if got.shape == want.shape and expected.heads % kv_heads == 0 else None
     if found is None or found.rotation is not None:
@@ -153,6 +156,16 @@ def _grown(sample: Sample, value: ir.Value, base: ir.Value, expected: _Expected)
     assert new is not None, "a cache grows by something"
     read = _heads(sample, new, _Expected(expected.what, kv_heads, dim))
     return _Cached(kv_heads, found.scale, read, (base,))
+
+
+def _cache_probe(shape: tuple[int, ...]) -> tuple[Array, IndexArray]:
+    """Return numbers for a cache, and the tokens to look at.
+
+    A long one is the same numbers for each token, in no memory: the order of tokens shows in a short one.
+    """
+    tokens = np.unique(np.linspace(0, shape[2] - 1, PROBED_TOKENS).astype(np.int64))
+    wide = shape if shape[2] <= PROBED_TOKENS else (*shape[:2], 1, shape[3])
+    return np.broadcast_to(noise(wide).astype(np.float32), shape), tokens
 
 
 def _grows(sample: Sample, value: ir.Value) -> bool:
