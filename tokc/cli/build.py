@@ -25,7 +25,10 @@ if TYPE_CHECKING:
     from tokc.cost.gates import Gate, Judged
     from tokc.report.gate_figures import Pricing
 
-Model = Annotated[Path, typer.Argument(help="A Hugging Face folder, a GGUF file, or an .onnx or .pt2 graph.", show_default=False)]
+Model = Annotated[
+    Path,
+    typer.Argument(help="A Hugging Face folder, a GGUF file, or an .onnx or .pt2 graph.", show_default=False),
+]
 BENCH = "from tokc.cli.entry import main; main()"
 
 
