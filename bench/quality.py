@@ -22,7 +22,8 @@ import numpy as np
 import tokc
 from bench.__main__ import commit, machine, write
 from bench.models import smollm2_q4_1
-from bench.quality_rows import ROWS, Row
+from bench.quality_peers import peer_model
+from bench.quality_rows import PEER, ROWS, Row
 from bench.quality_text import markdown
 from tokc.compiler import Request, build
 from tokc.cost.measure import Prompts, run_once
@@ -38,6 +39,7 @@ from tokc.quality.text import evaluation_text
 from tokc.runtime.artifact import Artifact, folder_bytes
 
 SCHEMA_VERSION = 1
+EXPORT = [sys.executable, "-c", "from tokc.cli.app import main; main()", "export"]
 CONTEXT, PROMPT_TOKENS, OUTPUT_TOKENS = 1024, 128, 64
 Rows = dict[str, dict[str, Any]]
 
@@ -72,30 +74,17 @@ def plain_model(folder: Path) -> Path:
     """Return SmolLM2 as a folder of plain f32 weights, each exactly what the packaged file's grid holds."""
     path = folder / "SmolLM2-135M-Instruct-f32"
     if not path.exists():
-        command = [sys.executable, "-c", "from tokc.cli.app import main; main()", "export"]
         wanted = [str(smollm2_q4_1()), "--to", "hf", "--dtype", "f32", "--out", str(path)]
-        subprocess.run([*command, *wanted], check=True)
+        subprocess.run([*EXPORT, *wanted], check=True)
     return path
 
 
 def measured(row: Row, model: Path, folder: Path, windows: I64, kept: Kept) -> dict[str, Any]:
-    """Build a row and score it; a program that no kernel runs is scored in onnxruntime."""
+    """Build a row and score it."""
     start_s = time.perf_counter()
-    out = folder / f"{row.name}.tokc"
     with ExitStack() as stack:
-        subject: Answers
-        try:
-            build(Request(model, passes=row.passes, context=CONTEXT, check=False), out, lambda _: None)
-            artifact = Artifact.open(out)
-            sizes = {"weight_bytes": artifact.manifest.weight_bytes, "bytes": folder_bytes(out)}
-            build_s = time.perf_counter() - start_s
-            subject = stack.enter_context(ArtifactRun(artifact))
-        except TargetRefused as refused:
-            passes = row.passes.partition(",kv-layout")[0]
-            program = Instruments(check=False).run(Pipeline.parse(passes), import_model(model, CONTEXT))
-            sizes = {"weight_bytes": program.weight_bytes(), "no_kernel": refused.problem}
-            build_s = time.perf_counter() - start_s
-            subject = stack.enter_context(ProgramRun(program))
+        subject, sizes = made(row, model, folder, stack)
+        build_s = time.perf_counter() - start_s
         scores = score(windows, subject, kept)
     return {
         **asdict(row),
@@ -104,6 +93,30 @@ def measured(row: Row, model: Path, folder: Path, windows: I64, kept: Kept) -> d
         "perplexity": asdict(perplexity_of(scores.nll)),
         "divergence": asdict(divergence_of(scores, model.name)),
         "commit": commit(),
+    }
+
+
+def made(row: Row, model: Path, folder: Path, stack: ExitStack) -> tuple[Answers, dict[str, Any]]:
+    """Return what answers for a row, and its sizes: an artifact, or a program that no kernel runs."""
+    if row.passes.startswith(PEER):
+        export = [*EXPORT, str(model), "--to", "gguf", "--dtype", "f32", "--out"]
+        program = import_model(peer_model(row.passes, model, folder, export), CONTEXT)
+        note = "scored in onnxruntime"
+    else:
+        out = folder / f"{row.name}.tokc"
+        try:
+            build(Request(model, passes=row.passes, context=CONTEXT, check=False), out, lambda _: None)
+        except TargetRefused as refused:
+            passes = row.passes.partition(",kv-layout")[0]
+            program = Instruments(check=False).run(Pipeline.parse(passes), import_model(model, CONTEXT))
+            note = refused.problem
+        else:
+            artifact = Artifact.open(out)
+            sizes = {"weight_bytes": artifact.manifest.weight_bytes, "bytes": folder_bytes(out)}
+            return stack.enter_context(ArtifactRun(artifact)), sizes
+    return stack.enter_context(ProgramRun(program)), {
+        "weight_bytes": program.weight_bytes(),
+        "no_kernel": note,
     }
 
 

@@ -6,6 +6,7 @@ FRONT = "fold-constants,eliminate-dead-code,fuse-linear,fuse-attention"
 MERGE = "fuse-qkv,fuse-gate-up"
 BACK = "fuse-add-rms-norm,kv-layout{{page=16 dtype={kv}}},eliminate-dead-code"
 ROTATE = "rotate-residual"
+PEER = "llama.cpp "  # begins what stands in the place of a pipeline where a library made the weights
 
 
 @dataclass(frozen=True)
@@ -48,13 +49,18 @@ def weights(  # noqa: PLR0913 - the options of a row
         f"head_bits=8 act_group={act}}}"
     )
     name = f"{'rotation + ' if rotate else ''}{method}" + ("" if symmetric else ", offsets")
-    name += "" if kv == "f16" else f", cache {kv}"
+    name += ("" if kv == "f16" else f", cache {kv}") + ("" if act else ", f32 activations")
     return Row(spelled, name, str(bits), group, pipeline(quantize, rotate=rotate, kv=kv))
 
 
 def floats(format_: str, bits: str, group: int = 0) -> Row:
     """Return a row of cast-weights, which onnxruntime runs where no kernel does."""
     return Row(format_, format_, bits, group, pipeline(f"cast-weights{{format={format_}}}"), head_bits=32)
+
+
+def llamacpp(kind: str, bits: str, group: int) -> Row:
+    """Return a row of a file that llama.cpp wrote, read by our importer: its rounding, activations in f32."""
+    return Row(f"llamacpp-{kind.lower()}", f"llama.cpp {kind}", bits, group, f"{PEER}{kind}")
 
 
 METHODS = ("rtn", "rtn-mse", "hqq", "gptq")
@@ -71,4 +77,16 @@ ROWS = (
     floats("e4m3", "8"),
     floats("mxfp4", "4", 32),
     floats("nvfp4", "4", 16),
+    # Activations in f32, as the rows of llama.cpp have them: no kernel runs these, onnxruntime scores them.
+    *(weights(method, 4, act=0) for method in METHODS),
+    *(weights(method, 4, 64, symmetric=False, act=0) for method in METHODS),
+    *(weights(method, 3, symmetric=False, act=0) for method in METHODS),
+    llamacpp("Q8_0", "8", 32),
+    llamacpp("Q6_K", "6", 16),
+    llamacpp("Q5_K_M", "5", 32),
+    llamacpp("Q4_K_M", "4", 32),
+    llamacpp("Q4_1", "4", 32),
+    llamacpp("Q4_0", "4", 32),
+    llamacpp("Q3_K_M", "3", 16),
+    llamacpp("Q2_K", "2", 16),
 )

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from bench.quality_rows import PEER
+
 HEADS = (
     "method", "bits", "group", "perplexity ratio (95 %)", "mean KL, nats", "99 % KL", "same top-1",
     "weights, MB", "decode, tokens/s",
@@ -14,7 +16,9 @@ evaluation text that comes with tokc (held out from what is calibrated on), read
 second half scored, as llama.cpp's `llama-perplexity` does. The ratio's interval is paired by window. Where
 weights are quantized, embedding and head are in 8 bits and activations in int8, one scale in 32 columns;
 float formats leave both as they are. The cache is in f16 unless said. Rotation unties embedding and head,
-so that both are stored. Decode is one request alone after 128 tokens, rows in turns. Made by `make quality`.
+so that both are stored. The packaged file is on llama.cpp's Q4_1 grid: 4 bits with offsets in groups of 32
+can find that grid again, and their rows say nothing of the method; in groups of 64 they do. Decode is one
+request alone after 128 tokens, rows in turns. Made by `make quality`.
 
 | {heads} |
 |:--|--:|--:|--:|--:|--:|--:|--:|--:|
@@ -30,6 +34,12 @@ def markdown(found: dict[str, Any]) -> str:
     text += f"\n{found['machine']['cpu']}, {found['machine']['cores']} cores; commit {', '.join(commits)}.\n"
     if any("no_kernel" in row for row in found["rows"].values()):
         text += "\nWithout a rate: no CPU kernel runs the format, the program was scored in onnxruntime.\n"
+    if any(row["passes"].startswith(PEER) for row in found["rows"].values()):
+        text += (
+            "\nllama.cpp's rows are files of its own quantize (no importance matrix) as tokc imports them, "
+            "activations in f32;\nits K types fall back to others where a row is not a multiple of 256, "
+            "as it is in this model.\n"
+        )
     return text
 
 
