@@ -3,7 +3,9 @@
 import json
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
+import onnx_ir as ir
 import pytest
 from safetensors.numpy import load_file, save_file
 
@@ -11,6 +13,8 @@ from tests.importers.running import logits
 from tests.tiny_models import tiny_folder
 from tokc.errors import ImportRefused
 from tokc.importers import load_folder
+from tokc.importers.checkpoint import Dense, Grid, dequantized
+from tokc.importers.experts import stacked
 from tokc.ir.program import Program
 from tokc.ir.rewrite import Missed, collect_remarks, parts_of
 from tokc.passes.fuse_linear import FuseLinear
@@ -108,3 +112,21 @@ def test_an_expert_that_is_missing_or_too_many_is_named(folder: Path) -> None:
         ImportRefused, match=r"tensor 'model.layers.0.mlp.experts.6.up_proj.weight' has no place"
     ):
         load_folder(folder)
+
+
+def grid(fill: int, zero_point: int = 8) -> Grid:
+    codes = np.full((4, 32), fill, np.uint8).astype(ml_dtypes.uint4)
+    scale = np.full((4, 1), 0.5 * fill, np.float16)
+    return Grid(ir.tensor(codes), ir.tensor(scale), None, zero_point)
+
+
+def test_experts_on_one_grid_stay_on_it_and_others_are_dequantized() -> None:
+    whole = stacked([grid(3), grid(9)])
+    assert isinstance(whole, Grid)
+    np.testing.assert_array_equal(whole.q.numpy().astype(np.uint8)[:, 0], [3] * 4 + [9] * 4)
+    values = dequantized(whole)
+    assert values[0, 0] == (3 - 8) * 1.5
+    assert values[4, 0] == (9 - 8) * 4.5
+    mixed = stacked([grid(3), grid(9, zero_point=0)])
+    assert isinstance(mixed, Dense)
+    np.testing.assert_array_equal(mixed.tensor.numpy()[:, 0], [-7.5] * 4 + [40.5] * 4)
