@@ -118,3 +118,16 @@ def test_generation_defaults_and_stops_come_along(tmp_path: Path) -> None:
     assert program.assets.generation_config["temperature"] == 0.6
     assert program.assets.licence == "apache-2.0"
     assert set(program.assets.provenance) == {"config.json", "generation_config.json", "model.safetensors"}
+
+
+def test_a_window_that_is_stated_as_null_is_none_and_one_that_is_not_stated_is_the_familys(
+    tmp_path: Path,
+) -> None:
+    path = tiny_folder("mistral", tmp_path, sliding_window=None) / "config.json"
+    config = json.loads(path.read_text())
+    windows = []
+    for stated in ({"sliding_window": None}, {}):
+        path.write_text(json.dumps({**{k: v for k, v in config.items() if k != "sliding_window"}, **stated}))
+        masks = [node for node in load_folder(tmp_path).graph if node.op_type == "CausalMask"]
+        windows.append([node.attributes.get_int("window", 0) for node in masks])
+    assert windows == [[0], [4096]]

@@ -24,6 +24,7 @@ from tokc.exporters.weights import Model
 from tokc.importers.architecture import architecture_of
 from tokc.importers.checkpoint import Grid, Weight, dequantized
 from tokc.importers.families import (
+    FAMILIES,
     GGUF_KEYS,
     GGUF_TENSORS,
     family_of,
@@ -38,6 +39,7 @@ Array = npt.NDArray[Any]
 Progress = Callable[[str], None]
 
 EMPTY = np.empty(0, np.uint8)
+WRITTEN_AS: Mapping[str, str] = {"mistral": "llama"}
 ROPE_DIVISORS = "rope_freqs.weight"
 FLOATS = ("epsilon", "freq_base", "freq_base_swa", "softcapping", "scale")
 PLAIN: Mapping[str, Kind] = {"f16": Kind.F16, "f32": Kind.F32}
@@ -71,7 +73,7 @@ def write_gguf(path: Path, model: Model, plain: str, progress: Progress = lambda
     Raises: TokcError if GGUF cannot express the model; nothing is left at `path` then.
     """
     config, source = model.config, model.assets.source_config
-    family = family_of(source, str(path))
+    family = _written_as(family_of(source, str(path)))
     if not family.gguf:
         raise TokcError(
             f"models of family '{family.name}' have no form in GGUF that tokc writes",
@@ -92,6 +94,12 @@ def write_gguf(path: Path, model: Model, plain: str, progress: Progress = lambda
         ) from error
     finally:
         aside.unlink(missing_ok=True)
+
+
+def _written_as(family: Family) -> Family:
+    """Return the family under whose name llama.cpp knows a model; its windows are checked like all else."""
+    name = WRITTEN_AS.get(family.name, family.name)
+    return next(row for row in FAMILIES if row.name == name)
 
 
 def _write(
@@ -207,7 +215,7 @@ def _check(
     entries = {one.name: Tensor(one.name, one.shape, one.kind, EMPTY) for one in tensors}
     file = GgufFile(path, metadata, entries)
     again = architecture_of(family, gguf_config(file, family.gguf[0], family), None, str(path))
-    wanted = architecture_of(family, source_with_divisors(source), None, str(path))
+    wanted = architecture_of(family_of(source, str(path)), source_with_divisors(source), None, str(path))
     unlike = {"family", "config", "rope", "norm_offset"} | (
         set() if family.local_rope_theta is not None else {"local_rope"}
     )
