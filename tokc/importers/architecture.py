@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from tokc.errors import ImportRefused
 from tokc.importers.experts import Experts, experts_of
 from tokc.importers.family import Activation, Config, Family, Fused, integer, number
-from tokc.importers.rope import Rope, context_limit, ropes_of, rotated_elements
+from tokc.importers.rope import Rope, context_limits, ropes_of, rotated_elements
 from tokc.importers.rope_scaling import Lengths
 from tokc.ir.program import ModelConfig
 
@@ -88,7 +88,7 @@ def architecture_of(family: Family, given: Config, context: int | None, origin: 
 
 def _architecture(family: Family, config: Config, context: int | None, origin: str) -> Architecture:
     trained = integer(config, "max_position_embeddings", 2048)
-    facts = _model_config(family, config, _context(trained, context_limit(config, trained), context))
+    facts = _model_config(family, config, _context(*context_limits(config, trained), context))
     rotated = rotated_elements(config, family.rotary_share, facts.head_dim)
     lengths = Lengths(trained, facts.context, rotated)
     rope, local_rope = ropes_of(config, family.local_rope_theta, lengths, facts.head_dim, origin)
@@ -168,9 +168,9 @@ def _model_config(family: Family, config: Config, context: int) -> ModelConfig:
     )
 
 
-def _context(trained: int, limit: int, asked: int | None) -> int:
+def _context(usual: int, limit: int, asked: int | None) -> int:
     if asked is None:
-        return min(trained, DEFAULT_CONTEXT)
+        return min(usual, DEFAULT_CONTEXT)
     if not 0 < asked <= limit:
         raise ImportRefused(
             f"a context of {asked} tokens is out of range; the model was made for up to {limit}",
