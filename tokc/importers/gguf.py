@@ -27,7 +27,7 @@ from tokc.ir.program import Assets, Program
 from tokc.model_files import sha256
 
 ROPE_DIVISORS = "rope_freqs.weight"
-GEMMA3_27B_LAYERS = 62
+GEMMA_27B_LAYERS = {"gemma2": 46, "gemma3": 62}
 
 
 def load_gguf(path: Path, context: int | None = None, lora: Sequence[Path] = ()) -> Program:
@@ -82,8 +82,8 @@ def gguf_config(file: GgufFile, name: str, family: Family) -> dict[str, object]:
 
 
 def _attention_scalar(config: Mapping[str, object], family: Family) -> object:
-    """Return what Gemma scales by, which GGUF files leave out: dim, but hidden / heads in the 27B model."""
-    if config.get("num_hidden_layers") == GEMMA3_27B_LAYERS:
+    """Return what Gemma scales by, which GGUF files leave out: dim, but hidden / heads in the 27B models."""
+    if config.get("num_hidden_layers") == GEMMA_27B_LAYERS.get(family.name):
         return int(str(config["hidden_size"])) // int(str(config["num_attention_heads"]))
     return config.get("head_dim", family.defaults["head_dim"])
 
