@@ -100,6 +100,8 @@ class CallMiddleware:
             if not began:
                 await _response(_unexpected(call))(scope, receive, named)
         finally:
+            if self._service.tracing is not None:
+                self._service.tracing.trace(call, Headers(scope=scope))
             self._service.end(call)
 
 

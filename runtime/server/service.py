@@ -5,17 +5,21 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from starlette.requests import Request as HttpRequest
 
 from tokc.runtime.engine import Engine
-from tokc.runtime.sequence import Usage
+from tokc.runtime.sequence import Sequence, Usage
 from tokc.runtime.server.admission import Admission
 from tokc.runtime.server.budgets import Budget
 from tokc.runtime.server.errors import ApiError, invalid
 from tokc.runtime.server.keys import Key, KeyRing
 from tokc.runtime.server.ledger import JsonLines
 from tokc.runtime.server.settings import Settings
+
+if TYPE_CHECKING:
+    from tokc.runtime.server.tracing import Tracing
 
 NOT_FOUND = 404
 SALT_BYTES = 16
@@ -37,6 +41,7 @@ class Call:
     priority: int = 0
     each: int = 1
     usages: list[Usage] = field(default_factory=list)
+    sequences: list[Sequence] = field(default_factory=list)
     finish_reasons: list[str] = field(default_factory=list)
     error: str | None = None
 
@@ -67,11 +72,13 @@ class Service:
         keys: Iterable[Key] | None = None,
         usage_log: JsonLines | None = None,
         audit_log: JsonLines | None = None,
+        tracing: "Tracing | None" = None,
     ) -> None:
         """Let in what `settings` allow and, with `keys`, nobody without one."""
         self.engine = engine
         self.settings = settings or Settings()
         self.admission = Admission(places=engine.executor.max_seqs, max_queue=self.settings.max_queue)
+        self.tracing = tracing
         self.responses: Counter[int] = Counter()
         listed = list(keys or ())
         self._ring = None if keys is None else KeyRing(listed)

@@ -48,6 +48,7 @@ class Turn:
     def close(self) -> None:
         """Give the places back and write down what was used."""
         self.call.usages = [one.sequence.usage for one in self.running]
+        self.call.sequences = [one.sequence for one in self.running]
         self.call.finish_reasons = [one.finish_reason or "abort" for one in self.running]
         self.service.admission.leave(len(self.running), self.call.seconds)
 

@@ -1,10 +1,10 @@
 """`tokc serve`: the OpenAI endpoints over HTTP."""
 
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tokc.runtime.server.keys import Key
     from tokc.runtime.server.serving import Tls
     from tokc.runtime.server.settings import Settings
+    from tokc.runtime.server.tracing import Tracing
 
 LIMITS, SECURITY, LOGS = "Limits", "Security", "Logs"
 
@@ -39,6 +40,7 @@ MaxBodyMb = Annotated[float, _option("Megabytes of a request.", LIMITS, min=0.00
 Timeout = Annotated[float, _option("Seconds for a request; 0 is no limit.", LIMITS, min=0.0)]
 Drain = Annotated[float, _option("Seconds to finish what runs after SIGTERM.", LIMITS, min=0.0)]
 UsageLog = Annotated[Path | None, _option("Tokens by key, a JSON line a request.", LOGS)]
+Otlp = Annotated[str | None, _option("Send traces to this OTLP collector, as http://localhost:4318.", LOGS)]
 AuditLog = Annotated[Path | None, _option("Every request without its content.", LOGS)]
 
 
@@ -62,6 +64,7 @@ def serve(
     drain: Drain = 30.0,
     usage_log: UsageLog = None,
     audit_log: AuditLog = None,
+    otlp_endpoint: Otlp = None,
 ) -> None:
     """Serve a model by OpenAI's API. SIGTERM lets running requests finish; a second stops at once."""
     with needs_extra("serve", "serve"):
@@ -89,7 +92,23 @@ def serve(
         speculate=speculate,
         require_signature=require_signature,
     )
-    raise typer.Exit(_serve(load, settings, (host, port), tls, keys, (usage_log, audit_log)))
+    logs = Logs(usage_log, audit_log, otlp_endpoint)
+    raise typer.Exit(_serve(load, settings, (host, port), tls, keys, logs))
+
+
+class Logs(NamedTuple):
+    """Where requests are written down: files, and a collector of traces."""
+
+    usage: Path | None
+    audit: Path | None
+    otlp: str | None
+
+
+def _tracing(model: str, endpoint: str) -> "closing[Tracing]":
+    with needs_extra("otel", "serve --otlp-endpoint"):
+        from tokc.runtime.server.tracing import Tracing, otlp
+
+        return closing(Tracing(model, otlp(endpoint)))
 
 
 def _serve(
@@ -98,7 +117,7 @@ def _serve(
     address: tuple[str, int],
     tls: "Tls | None",
     keys: "list[Key] | None",
-    logs: tuple[Path | None, Path | None],
+    logs: Logs,
 ) -> int:
     """Load and serve; returns the exit code."""
     from tokc.runtime.server.ledger import JsonLines
@@ -106,11 +125,15 @@ def _serve(
     from tokc.runtime.server.serving import listen, serve_until_stopped, server_of
 
     with ExitStack() as stack:
-        usage, audit = (None if path is None else stack.enter_context(JsonLines(path)) for path in logs)
+        usage, audit = (
+            None if path is None else stack.enter_context(JsonLines(path))
+            for path in (logs.usage, logs.audit)
+        )
         listener = stack.enter_context(listen(*address, write_timeout_s=settings.write_timeout_s))
         engine = stack.enter_context(load())
         engine.prepare()
-        service = Service(engine, settings, keys=keys, usage_log=usage, audit_log=audit)
+        tracing = None if logs.otlp is None else stack.enter_context(_tracing(engine.name, logs.otlp))
+        service = Service(engine, settings, keys=keys, usage_log=usage, audit_log=audit, tracing=tracing)
         place = f"{'http' if tls is None else 'https'}://{address[0]}:{listener.getsockname()[1]}"
         server = server_of(service, tls=tls)
         return serve_until_stopped(
