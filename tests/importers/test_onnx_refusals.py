@@ -156,6 +156,13 @@ def test_an_input_that_a_decoder_lacks_is_named(tmp_path: Path) -> None:
     assert "input 'inputs_embeds' has no place in a decoder" in refused(model, path)
 
 
+def test_a_cache_whose_outputs_are_not_its_inputs_grown_is_refused(tmp_path: Path) -> None:
+    model, path = changed_graph("dynamo/llama", tmp_path)
+    outputs = model.graph.outputs
+    outputs[1], outputs[3] = outputs[3], outputs[1]
+    assert "expected 'past_key_values.0.key' grown by the new tokens" in refused(model, path)
+
+
 def computed(path: Path) -> np.ndarray:
     """Return what onnxruntime computes of a file, its cache empty."""
     session = ort.InferenceSession(path)

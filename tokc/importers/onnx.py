@@ -167,6 +167,13 @@ def _refuse_outputs(sample: Sample, interface: Interface, raised: Raised) -> Non
     for value in sample.graph.outputs:
         if value not in known:
             raise Unmatched(value, "an output that is the logits or a layer's keys or values")
+    grown = [value for value in sample.graph.outputs if value is not interface.logits]
+    for past, value in zip(interface.cache, grown, strict=False):
+        node = value.producer()
+        if node is None or past not in node.inputs:
+            raise Unmatched(
+                value, f"'{past.name}' grown by the new tokens, as its place among the outputs says"
+            )
     if len(set(raised.presents)) != len(interface.cache):
         raise Unmatched(
             interface.logits, f"a layer for each two of {len(interface.cache)} inputs of the cache"

@@ -67,7 +67,7 @@ def refuse_differences(graph: Decoder, built: Decoder, origin: str, config: str)
 def _shown(fact: object) -> str:
     if isinstance(fact, np.ndarray):
         flat = np.atleast_2d(np.asarray(fact, dtype=np.float64))[-1]
-        return f"[.., {', '.join(f'{number:.4g}' for number in flat[-4:])}] at the last position"
+        return f"[.., {', '.join(f'{number:.6g}' for number in flat[-4:])}] at the last position"
     if isinstance(fact, float):
         return f"{fact:.6g}"
     if fact is None or isinstance(fact, int):
