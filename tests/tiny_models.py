@@ -66,7 +66,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
                                 "shared_expert_intermediate_size": 64, "mlp_only_layers": [1]}),
     "qwen3_moe": ("qwen3_moe", {"head_dim": 32, "num_experts": 8, "num_experts_per_tok": 3,
                                 "moe_intermediate_size": 32, "norm_topk_prob": True}),
-    "olmoe": ("olmoe", {"num_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 32}),
+    "olmoe": ("olmoe", {"hidden_size": 128, "num_experts": 4, "num_experts_per_tok": 2,
+                        "intermediate_size": 32}),
 }  # fmt: skip
 
 
