@@ -16,8 +16,9 @@ from tokc.cost import devices
 from tokc.errors import GateNotMet, TokcError
 
 COMMANDS = {
-    "build", "run", "serve", "key", "bench", "eval", "report", "check", "diff", "compare", "inspect", "export",
-    "verify", "passes", "targets", "doctor", "opt", "load_test", "tune", "sign", "verify_signature",
+    "build", "run", "serve", "key", "bench", "eval", "report", "check", "diff", "compare",
+    "inspect", "export", "verify", "passes", "targets", "doctor", "opt", "load_test", "tune",
+    "sign", "verify_signature",
 }  # fmt: skip
 TOOLS = {"entry", "app", "console", "inspect_gpu", "inspect_xla", "__init__"}
 FOLDER = Path(program.__file__).parent
