@@ -42,6 +42,7 @@ SCALES: Mapping[FloatFormat, Any] = {
 COLUMNS: Mapping[FloatFormat, int] = {"mxfp4": 32, "nvfp4": 16}  # of a block
 SQUARE = 128  # rows and columns of a block of 8-bit floats, as DeepSeek-V3 (arXiv:2412.19437) has them
 E2M1_EXPONENT = 2
+LEAST_SCALE = np.finfo(np.float32).tiny  # smaller scales have fewer bits
 LARGEST: Mapping[FloatFormat, float] = {"e4m3": 448.0, "e5m2": 57344.0, "mxfp4": 6.0, "nvfp4": 6.0}
 # What `rtn-mse` multiplies the scale by; 8-bit floats are as precise at any scale.
 TRIED: Mapping[FloatFormat, tuple[float, ...]] = {
@@ -153,7 +154,7 @@ class FloatGrid:
             wanted = largest.astype(np.float64) * (factor / LARGEST["nvfp4"]) / float(whole)
             return np.minimum(wanted, LARGEST["e4m3"]).astype(SCALES["nvfp4"])
         scale = (largest / LARGEST[self.format]).astype(np.float32)
-        return np.where(scale > 0, scale, np.float32(1.0))
+        return np.where(largest > 0, np.maximum(scale, LEAST_SCALE), np.float32(1.0))
 
     def _factors(self, scale: Array, whole: np.float32) -> F32:
         """Return what codes are multiplied by, f32 of the scales' shape."""
