@@ -15,6 +15,7 @@ from tests.importers.running import logits
 from tokc.errors import ImportRefused
 from tokc.importers import import_model
 from tokc.importers.onnx import load_onnx
+from tokc.importers.raising.facts import Rotation, differences
 
 Change = Callable[[ir.Node], None]
 STRIDE = 11  # all of them take long; coprime to the nodes of a layer, so that every kind is met
@@ -212,3 +213,16 @@ def test_no_changed_node_goes_unnoticed(tmp_path: Path) -> None:
             continue
         assert np.abs(logits(program, IDS) - computed(path)).max() < 1e-4, f"{node.op_type} {node.name}"
     assert refusals > 0
+
+
+def test_angles_may_differ_by_the_rounding_of_their_frequencies_and_no_more() -> None:
+    places = np.arange(8188, 8192)[:, None]
+    frequencies = np.array([0.7498942, 0.1]) * np.ones((4, 1))
+
+    def rotation(relative: float) -> Rotation:
+        angles = places * frequencies * (1 + relative)
+        return Rotation(np.arange(2), np.cos(angles), np.sin(angles))
+
+    assert not list(differences(rotation(0), rotation(2.0**-23), 8191))
+    assert list(differences(rotation(0), rotation(1e-5), 8191))
+    assert list(differences(rotation(0), rotation(2.0**-23), 7))

@@ -75,7 +75,7 @@ def raised_program(model: ir.Model, path: Path, context: int | None, lora: Seque
     order = _order(described.architecture)
     for found, size in zip(raised, sizes, strict=True):
         built = in_order(facts_of(program, size), order)
-        refuse_differences(found.decoder, built, str(path), str(described.config))
+        refuse_differences(found.decoder, built, size.total - 1, str(path), str(described.config))
     return program
 
 

@@ -50,9 +50,12 @@ def refuse_layers(found: int, stated: int, origin: str, config: str) -> None:
         raise ImportRefused(problem, where=f"{origin}; {config}", hint=HINT)
 
 
-def refuse_differences(graph: Decoder, built: Decoder, origin: str, config: str) -> None:
-    """Raise ImportRefused at the first fact of a graph that the decoder built of its configuration lacks."""
-    for path, found, stated in differences(graph, built):
+def refuse_differences(graph: Decoder, built: Decoder, last: int, origin: str, config: str) -> None:
+    """Raise ImportRefused at the first fact of a graph that the decoder built of its configuration lacks.
+
+    `last` is the sample's last position.
+    """
+    for path, found, stated in differences(graph, built, last):
         name = path.rsplit(", ", 1)[-1]
         raise ImportRefused(
             f"{SETTINGS.get(name, name)}: the graph has {_shown(found)}, the configuration {_shown(stated)}",
