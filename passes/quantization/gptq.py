@@ -34,11 +34,13 @@ DAMP_GROWTH, DAMP_MOST = 10.0, 1.0
 class Gptq:
     """Quantize one weight so that what the layer makes of its text errs little.
 
-    `damp` is what is added to the diagonal of H, as a part of its mean; `scales` fits the groups' scales.
+    What is added to the diagonal of H, as a part of its mean, is the number of channels over that of tokens,
+    between the two ends of `damp`: H of few tokens is uncertain, and what fits it closely fits no other text.
+    `scales` fits the groups' scales.
     """
 
     name: ClassVar[str] = "gptq"
-    damp: float = 0.01
+    damp: tuple[float, float] = (0.01, 0.1)
     threads: int = 2
     scales: RoundToNearest | RoundToNearestMse = field(default_factory=RoundToNearestMse)
 
@@ -49,7 +51,8 @@ class Gptq:
         """
         fitted = self.scales.quantize(w, grid)
         order = np.argsort(-np.diagonal(statistics.gram), kind="stable")
-        factor = inverse_factor(statistics.gram[np.ix_(order, order)], self.damp)
+        damp = min(max(len(order) / statistics.tokens, self.damp[0]), self.damp[1])
+        factor = inverse_factor(statistics.gram[np.ix_(order, order)], damp)
         codes = np.empty_like(fitted.codes)
 
         def work(rows: slice) -> None:
