@@ -19,6 +19,16 @@ ACTIVATIONS: Mapping[str, Activation] = {
     "gelu_fast": "gelu_tanh",
     "gelu": "gelu",
 }
+# The most of each that any model has by far; what is larger is an error, and would fill the memory.
+SIZES: Mapping[str, int] = {
+    "num_hidden_layers": 10_000,
+    "hidden_size": 1 << 24,
+    "intermediate_size": 1 << 24,
+    "vocab_size": 1 << 26,
+    "num_attention_heads": 1 << 20,
+    "head_dim": 1 << 16,
+    "max_position_embeddings": 1 << 40,
+}
 SOFTCAPS = ("attn_logit_softcapping", "final_logit_softcapping")
 SCALES = ("embedding_multiplier", "residual_multiplier", "logits_scaling", "attention_multiplier")
 
@@ -151,6 +161,11 @@ def _model_config(family: Family, config: Config, context: int) -> ModelConfig:
         raise ImportRefused(
             f"{heads} attention heads cannot share {kv_heads} key-value heads", hint="correct config.json"
         )
+    for key, most in SIZES.items():
+        if integer(config, key, 0) > most:
+            raise ImportRefused(
+                f"'{key}' is {config[key]}, more than any model has", hint="correct config.json"
+            )
     return ModelConfig(
         family=family.name,
         hidden=hidden,
@@ -183,13 +198,13 @@ def _activation(family: Family, config: Config, origin: str) -> Activation:
     name = config.get("hidden_activation") or config.get("hidden_act")
     if name is None:
         return family.activation
-    if name not in ACTIVATIONS:
+    if not isinstance(name, str) or name not in ACTIVATIONS:
         raise ImportRefused(
             f"activation '{name}' is not supported; supported are {', '.join(ACTIVATIONS)}",
             where=origin,
             hint="choose another model",
         )
-    return ACTIVATIONS[str(name)]
+    return ACTIVATIONS[name]
 
 
 def _ids(value: object) -> tuple[int, ...]:

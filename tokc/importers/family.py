@@ -20,6 +20,7 @@ WindowRule = Callable[[Config, int], tuple[int, ...]]
 RotationRule = Callable[[Config, int], tuple[bool, ...]]
 
 SLIDING = "sliding_attention"
+LARGEST = 1e15  # nothing that a configuration states is larger
 
 
 def _listed(config: Config, layers: int) -> tuple[int, ...] | None:
@@ -167,7 +168,7 @@ def integer(config: Config, key: str, default: int | None = None) -> int:
 def number(config: Config, key: str, default: float | None = None) -> float:
     """Return a number of a configuration; null counts as absent.
 
-    Raises: ImportRefused if it is absent without a default, or no number.
+    Raises: ImportRefused if it is absent without a default, or no finite number.
     """
     value = config.get(key)
     if value is None:
@@ -176,4 +177,6 @@ def number(config: Config, key: str, default: float | None = None) -> float:
         raise ImportRefused(f"the configuration has no '{key}'", hint="fetch config.json again")
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ImportRefused(f"'{key}' is '{value}', not a number", hint="correct config.json")
+    if not abs(value) <= LARGEST:
+        raise ImportRefused(f"'{key}' is beyond all bounds, {value:.3g}", hint="correct config.json")
     return value

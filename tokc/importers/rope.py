@@ -42,6 +42,18 @@ class Rope:
         cos = np.pad(np.cos(angles) * factor, still, constant_values=1)
         return cos, np.pad(np.sin(angles) * factor, still)
 
+    def require_numbers(self, dim: int) -> None:
+        """Check that the frequencies are numbers.
+
+        Raises: ImportRefused if the parameters give none.
+        """
+        found = self._frequencies(dim if self.rotated is None else self.rotated)
+        if not (self.theta > 0 and np.isfinite(found).all()):
+            raise ImportRefused(
+                "the rotary parameters give frequencies that are no numbers", hint="correct config.json"
+            )
+
+    @np.errstate(all="ignore")  # what is no number is refused, or of a branch that is not taken
     def _frequencies(self, rotated: int) -> F32Array:
         if self.divisors is not None:
             plain = plain_frequencies(self.theta, rotated)
@@ -104,11 +116,14 @@ def ropes_of(
     rotated = None if lengths.rotated == dim else lengths.rotated
     theta = number(full, "rope_theta", 10_000.0)
     rope = Rope(theta, scaling_of(full, lengths, origin), rotated=rotated)
+    rope.require_numbers(dim)
     if local_theta is None:
         return rope, rope
     local = _section(_section(config, "rope_parameters"), "sliding_attention")
     theta = number(local, "rope_theta", number(config, "rope_local_base_freq", local_theta))
-    return rope, Rope(theta, scaling_of(local, lengths, origin), rotated=rotated)
+    near = Rope(theta, scaling_of(local, lengths, origin), rotated=rotated)
+    near.require_numbers(dim)
+    return rope, near
 
 
 def _section(config: Config, key: str) -> Mapping[str, object]:

@@ -18,6 +18,7 @@ from tokc.importers.family import Config, number
 
 F32Array = npt.NDArray[np.float32]
 ORIGINAL = "original_max_position_embeddings"
+CORRECT = "correct the rotary parameters in config.json"
 
 
 def plain_frequencies(theta: float, dim: int) -> F32Array:
@@ -148,21 +149,21 @@ class Lengths:
 
 
 def _linear(scaling: Config, _: Lengths) -> Scaling:
-    return Linear(number(scaling, "factor"))
+    return Linear(_positive(scaling, "factor"))
 
 
 def _dynamic(scaling: Config, lengths: Lengths) -> Scaling:
-    return DynamicNtk(number(scaling, "factor"), lengths.trained, lengths.context)
+    return DynamicNtk(_positive(scaling, "factor"), lengths.trained, lengths.context)
 
 
 def _llama3(scaling: Config, _: Lengths) -> Scaling:
     low, high = number(scaling, "low_freq_factor"), number(scaling, "high_freq_factor")
-    return Llama3(number(scaling, "factor"), low, high, number(scaling, ORIGINAL))
+    return Llama3(_positive(scaling, "factor"), low, high, _above_one(scaling, ORIGINAL))
 
 
 def _yarn(scaling: Config, lengths: Lengths) -> Scaling:
-    original = number(scaling, ORIGINAL, lengths.trained)
-    factor = number(scaling, "factor", lengths.trained / original)
+    original = _above_one(scaling, ORIGINAL, lengths.trained)
+    factor = _positive(scaling, "factor", lengths.trained / original)
     return Yarn(
         factor=factor,
         original=original,
@@ -182,18 +183,34 @@ def _yarn_factor(scaling: Config, factor: float) -> float:
 
 
 def _longrope(scaling: Config, lengths: Lengths) -> Scaling:
-    original = number(scaling, ORIGINAL, lengths.trained)
-    factor = number(scaling, "factor", lengths.trained / original)
+    original = _above_one(scaling, ORIGINAL, lengths.trained)
+    factor = _positive(scaling, "factor", lengths.trained / original)
     key = "long_factor" if lengths.context > original else "short_factor"
     factors = scaling.get(key)
     count = lengths.rotated // 2
-    if not isinstance(factors, list) or len(factors) != count:
+    if not isinstance(factors, list) or len(factors) != count or not all(map(_is_number, factors)):
         found = f"{len(factors)} numbers" if isinstance(factors, list) else f"'{factors}'"
-        raise ImportRefused(
-            f"'{key}' is {found}, not {count} numbers", hint="correct the rotary parameters in config.json"
-        )
+        raise ImportRefused(f"'{key}' is {found}, not {count} numbers", hint=CORRECT)
     grown = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
     return LongRope(tuple(float(one) for one in factors), number(scaling, "attention_factor", grown))
+
+
+def _positive(scaling: Config, key: str, default: float | None = None) -> float:
+    value = number(scaling, key, default)
+    if value <= 0:
+        raise ImportRefused(f"'{key}' is {value:g}, not above 0", hint=CORRECT)
+    return value
+
+
+def _above_one(scaling: Config, key: str, default: float | None = None) -> float:
+    value = number(scaling, key, default)
+    if value <= 1:
+        raise ImportRefused(f"'{key}' is {value:g}, not above 1", hint=CORRECT)
+    return value
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 KINDS: Mapping[str, Callable[[Config, Lengths], Scaling | None]] = {
@@ -231,7 +248,9 @@ def scaling_of(scaling: Config, lengths: Lengths, origin: str) -> Scaling | None
 def usual_context(scaling: Config, trained: int) -> int:
     """Return the tokens up to which one table is right for every length: LongRoPE has another beyond."""
     return (
-        min(trained, int(number(scaling, ORIGINAL, trained))) if kind_of(scaling) == "longrope" else trained
+        min(trained, int(_above_one(scaling, ORIGINAL, trained)))
+        if kind_of(scaling) == "longrope"
+        else trained
     )
 
 
@@ -239,7 +258,7 @@ def longest_context(scaling: Config, trained: int) -> int:
     """Return the tokens up to which positions make sense, which scaling may take beyond `trained`."""
     kind = kind_of(scaling)
     if kind == "dynamic":
-        return int(trained * number(scaling, "factor", 1.0))
+        return int(trained * _positive(scaling, "factor", 1.0))
     if kind == "yarn":
-        return max(trained, int(number(scaling, "factor", 1.0) * number(scaling, ORIGINAL, trained)))
+        return max(trained, int(_positive(scaling, "factor", 1.0) * _above_one(scaling, ORIGINAL, trained)))
     return trained
