@@ -247,7 +247,8 @@ class _Run:
 
     def _session(self, index: int, outputs: list[ir.Value], constants: Mapping[ir.Value, Array]) -> Session:
         """Return a session of one thread: windows run side by side, each in a fixed order of sums."""
-        return Session(self.cut.program(index, outputs, constants), threads=1, keep_memory=True)
+        part = self.cut.program(index, outputs, constants)
+        return Session(part, threads=1, keep_memory=bool(constants))  # a table is unpacked for each window
 
     def _feeds(self, window: int, session: Session) -> dict[str, Array]:
         known = {**self.shared, **self.states[window]}
