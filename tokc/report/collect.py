@@ -9,15 +9,25 @@ from tokc.cost.devices import probe
 from tokc.cost.measure import Bench, Point
 from tokc.cost.prices import DEFAULT_PRICE, Price, parse_price, usd_per_token
 from tokc.cost.roofline import Work, error, predict_answers, read_work
+from tokc.cost.serving.record import ServingBench
 from tokc.cost.sheet import Sheet, sheet_for
 from tokc.cost.spread import Spread
 from tokc.errors import TokcError
 from tokc.report.identity import manifest_sha256 as manifest_sha256
-from tokc.report.model import Batch, Checked, Figure, Identity, Inputs, OpBytes, Report, TokenCost
+from tokc.report.model import (
+    UTILIZATIONS,
+    Batch,
+    Checked,
+    Figure,
+    Identity,
+    Inputs,
+    OpBytes,
+    Report,
+    TokenCost,
+)
 from tokc.report.quality import evaluation_of, ledger_of
 from tokc.runtime.artifact import Artifact
 
-UTILIZATIONS = (1.0, 0.6, 0.3, 0.1)
 PREDICTED_BATCHES = (1, 8)
 PREDICTED_PROMPT, PREDICTED_OUTPUT = 128, 64
 VERIFIED_FILES = ("kernels.json", "xla.json")
@@ -31,6 +41,16 @@ def bench_path(artifact: Path) -> Path:
 def load_path(artifact: Path) -> Path:
     """Return where `tokc load-test` writes by default."""
     return artifact.with_name(f"{artifact.name.removesuffix('.tokc')}.load.json")
+
+
+def load_of(artifact: Path) -> ServingBench | None:
+    """Return the load test of this very build, None where there is none beside the artifact.
+
+    Raises: TokcError if the file is damaged.
+    """
+    path = load_path(artifact)
+    load = records.read(ServingBench, path) if path.exists() else None
+    return load if load is not None and load.manifest_sha256 == manifest_sha256(artifact) else None
 
 
 def other_build(bench: Bench, path: Path, artifact: Path) -> TokcError:
@@ -84,6 +104,7 @@ def collect(
         profile=inputs.profile,
         verification=_verification(path),
         evaluation=evaluation_of(path),
+        load=load_of(path),
     )
 
 

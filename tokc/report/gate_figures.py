@@ -10,10 +10,10 @@ from tokc.cost.gates import METRICS, Found, Gate, Judged, judge
 from tokc.cost.intervals import Interval
 from tokc.cost.measure import Bench, Point
 from tokc.cost.prices import Price, usd_per_token
-from tokc.cost.serving.record import ServingBench, ServingPoint
+from tokc.cost.serving.record import ServingPoint
 from tokc.cost.spread import Spread
 from tokc.errors import TokcError, UnknownOption
-from tokc.report.collect import bench_path, load_path, manifest_sha256, other_build
+from tokc.report.collect import bench_path, load_of, load_path, manifest_sha256, other_build
 from tokc.report.model import DISTURBED_SHARE
 from tokc.report.quality import evaluation_of, gate_figures
 from tokc.runtime.artifact import Artifact, folder_bytes
@@ -95,10 +95,9 @@ class Figures:
         return tuple(self._at(gate, point) for point in points)
 
     def _under_load(self, gate: Gate) -> tuple[Found, ...]:
-        path = load_path(self.artifact)
-        load = records.read(ServingBench, path) if path.exists() else None
-        if load is None or load.manifest_sha256 != manifest_sha256(self.artifact):
-            raise self._missing(gate, f"there is no load test of this build at '{path}'")
+        load = load_of(self.artifact)
+        if load is None:
+            raise self._missing(gate, f"there is no load test of this build at '{load_path(self.artifact)}'")
         points = [point for point in load.points if gate.batch in {None, point.concurrency}]
         if not points:
             loads = ", ".join(point.arrival for point in load.points)

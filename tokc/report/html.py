@@ -7,7 +7,8 @@ from importlib.resources import files
 from tokc.cost.devices import Host
 from tokc.cost.evaluation import Evaluation
 from tokc.cost.profile import Profile
-from tokc.report import kernel_html, kernel_table, quality, units
+from tokc.cost.serving.record import ServingBench
+from tokc.report import kernel_html, kernel_table, load_html, quality, units
 from tokc.report.model import Batch, Figure, LedgerRow, Report, TokenCost
 
 _PAGE = """<!doctype html>
@@ -31,6 +32,7 @@ _PAGE = """<!doctype html>
 def render(report: Report) -> str:
     """Return the page."""
     parts = [_head(report), _tiles(report), _costs(report), _speed(report), _bytes(report)]
+    parts += [] if report.load is None else [_load(report.load, report)]
     parts += [] if report.profile is None else [_kernels(report.profile)]
     parts += [_ledger(report)]
     parts += [] if report.evaluation is None else [_quality(report.evaluation)]
@@ -184,6 +186,10 @@ def _bytes(report: Report) -> str:
 def _kernels(profile: Profile) -> str:
     text = f"{kernel_table.NOTE} {kernel_table.roofs_stated(profile)}."
     return _section("Kernels", text, kernel_html.render(profile))
+
+
+def _load(load: ServingBench, report: Report) -> str:
+    return _section("Under load", load_html.lead(load), load_html.render(load, report.price))
 
 
 def _ledger(report: Report) -> str:

@@ -9,8 +9,7 @@ from tokc.cost.serving.record import Latency, ServingBench, ServingPoint, costs_
 from tokc.cost.serving.slo import METRICS, PERCENTILES, parse_slo
 from tokc.cost.spread import Spread
 from tokc.report import sections, units
-from tokc.report.collect import UTILIZATIONS
-from tokc.report.model import DISTURBED_SHARE
+from tokc.report.model import DISTURBED_SHARE, UTILIZATIONS
 from tokc.report.sections import Section
 
 NAMES = {"ttft": "first token", "tpot": "per token", "itl": "between pieces", "e2e": "whole answer"}
@@ -18,15 +17,21 @@ NAMES = {"ttft": "first token", "tpot": "per token", "itl": "between pieces", "e
 
 def terminal_of(bench: ServingBench, price: Price) -> Group:
     """Return the tables for a rich console."""
-    return sections.terminal(_headline(bench), _sections(bench, price))
+    return sections.terminal(headline(bench), _sections(bench, price))
 
 
 def markdown_of(bench: ServingBench, price: Price) -> str:
     """Return the tables as Markdown."""
-    return sections.markdown(_headline(bench), _sections(bench, price))
+    return sections.markdown(headline(bench), _sections(bench, price))
 
 
-def _headline(bench: ServingBench) -> str:
+def verdict(figure: float, limit: float | None) -> str:
+    """Return ` over` for a wait above its limit."""
+    return " over" if limit is not None and figure > limit else ""
+
+
+def headline(bench: ServingBench) -> str:
+    """Return what was sent where, and when."""
     where = bench.url or "this process"
     return (
         f"{bench.artifact} in {where}: {bench.workload} ({bench.workload_summary}), "
@@ -77,9 +82,8 @@ def _latencies(bench: ServingBench, metric: str) -> Section:
 
     def cell(latency: Latency, percentile: int) -> str:
         spread = latency.percentile(percentile)
-        over = spread.median > limits.get((metric, percentile), float("inf"))
         text = f"{units.seconds(spread.median)} ({units.seconds(spread.greatest)})"
-        return f"{text} over" if over else text
+        return text + verdict(spread.median, limits.get((metric, percentile)))
 
     rows = tuple(
         (point.arrival, *(cell(getattr(point, metric), percentile) for percentile in PERCENTILES))

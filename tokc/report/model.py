@@ -7,9 +7,11 @@ from tokc.cost.evaluation import Evaluation
 from tokc.cost.measure import Point
 from tokc.cost.prices import Price
 from tokc.cost.profile import Profile
+from tokc.cost.serving.record import ServingBench
 
 SCHEMA_VERSION = 1
 DISTURBED_SHARE = 0.05
+UTILIZATIONS = (1.0, 0.6, 0.3, 0.1)
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,7 @@ class Checked:
 class Report:
     """The cost of a token of one artifact on one machine.
 
+    `load` is a load test of the same build, None without one.
     `measured_at` is None where nothing was measured; `op_bytes` are those of a token at `op_context` tokens;
     `foreign_cpu` is the share of the cores that other programs took during the measurement; `profile` is
     None where the bench timed no kernels. `verification` says, part by part, how far the code was checked
@@ -134,6 +137,7 @@ class Report:
     peak_rss_bytes: int | None = None
     foreign_cpu: float = 0.0
     profile: Profile | None = None
+    load: ServingBench | None = None
     verification: tuple[Checked, ...] = ()
     evaluation: Evaluation | None = None
     schema_version: int = SCHEMA_VERSION

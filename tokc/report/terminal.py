@@ -6,7 +6,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tokc.cost.evaluation import Evaluation
-from tokc.report import quality, units
+from tokc.report import load_text, quality, units
 from tokc.report.model import Batch, Report
 
 BAR_WIDTH = 24
@@ -23,6 +23,7 @@ def render(report: Report) -> Group:
     parts += [_speed(batch) for batch in report.batches]
     parts += [_bytes(report), _ledger(report)]
     parts += [] if report.evaluation is None else [_quality(report.evaluation)]
+    parts += [] if report.load is None else [load_text.terminal_of(report.load, report.price)]
     parts += [_footer(report)]
     return Group(*(Padding(part, (0, 0, 1, 0)) for part in parts))
 
