@@ -63,12 +63,23 @@ def llamacpp(kind: str, bits: str, group: int) -> Row:
     return Row(f"llamacpp-{kind.lower()}", f"llama.cpp {kind}", bits, group, f"{PEER}{kind}")
 
 
-METHODS = ("rtn", "rtn-mse", "hqq", "gptq")
+METHODS = ("rtn", "rtn-mse", "hqq", "gptq", "awq")
+
+
+def chosen(method: str, budget: float) -> Row:
+    """Return a row whose layers have the bits that their sensitivity asks for, `budget` a weight in all."""
+    quantize = (
+        f"quantize-weights{{bits=auto budget={budget} group=32 method={method} head_bits=8 act_group=32}}"
+    )
+    return Row(f"{method}-auto{budget}", f"{method}, bits by layer", str(budget), 32, pipeline(quantize))
+
+
 ROWS = (
     Row("plain-f32", "none", "32", 0, pipeline(None), head_bits=32),
     weights("rtn", 8),
     *(weights(method, bits) for bits in (4, 3, 2) for method in METHODS),
     *(weights(method, bits, symmetric=False) for bits in (4, 3, 2) for method in METHODS),
+    chosen("gptq", 4.0),
     weights("rtn", 4, rotate=True),
     weights("gptq", 4, rotate=True),
     weights("gptq", 3, rotate=True),

@@ -12,8 +12,8 @@ import pytest
     [
         ("--target", "gpu", "cpu"),
         ("--target", "cpu:pentium", "x86-64-v3"),
-        ("--dtype", "int3", "int4, int8, f16, f32"),
-        ("--kv-dtype", "f64", "f16, int8, f32"),
+        ("--dtype", "int5", "int2, int3, int4, int8, f16, f32"),
+        ("--kv-dtype", "f64", "f16, int8, int4, f32"),
     ],
 )
 def test_an_unknown_value_lists_the_known(option: str, value: str, listed: str, tmp_path: Path) -> None:

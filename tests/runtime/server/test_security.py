@@ -3,6 +3,7 @@
 import json
 import ssl
 import stat
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -232,6 +233,8 @@ def test_usage_and_audit_have_a_line_for_each_request_and_no_content(keyed: Keye
         body = {**BODY, "prompt": prompt, "n": 2, "user": "u-1", "temperature": 1.0, "seed": 1}
         answer = served.post("/v1/completions", body, **{"X-Request-Id": "r-1"}).json()
         served.post("/v1/completions", {**body, "stream": True})
+        while sum(served.service.responses.values()) < 2:  # written down after its last byte was read
+            time.sleep(0.005)
         served.post("/v1/completions", {"prompt": prompt, "no": 1})
         served.http.get("/v1/models", headers=bearer("wrong"))
         served.wait_until_idle()
