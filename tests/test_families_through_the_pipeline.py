@@ -36,7 +36,7 @@ def test_an_unquantized_program_answers_alike_in_the_end(imported: Program, merg
     [
         ("bits=4", "f16"),
         ("bits=4 symmetric=false head_bits=4", "int8"),
-        ("bits=8", "int8"),
+        pytest.param("bits=8", "int8", marks=pytest.mark.slow),
         ("bits=3", "int4"),
     ],
 )
