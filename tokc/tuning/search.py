@@ -163,9 +163,9 @@ class Search:
 
         trials.build(self.setting, pipeline, artifact)
         judged = trials.quality(self.setting, artifact)
-        _note(trial, Outcome(0.0, judged))
         broken = [one for one in judged if one.verdict == "not met"]
         if broken:
+            _note(trial, Outcome(0.0, judged))
             trial.set_user_attr("why", f"'{broken[0].gate}' is not met: {broken[0].figure:.4g}")
             raise optuna.TrialPruned
         found = trials.outcome(self.setting, artifact)
