@@ -7,7 +7,6 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import onnx_ir as ir
 
-from tokc.errors import PassFailed
 from tokc.ir.formats import NIBBLES, FloatFormat
 from tokc.ir.ops import make_node
 from tokc.ir.program import Program
@@ -20,10 +19,9 @@ from tokc.passes.quantization.float_grid import (
     ScaleShape,
     float_grid,
 )
-from tokc.passes.quantization.grid import F32, NotFinite
 from tokc.passes.quantization.pack import codes_tensor
-from tokc.passes.quantization.stored import stored_weight
-from tokc.passes.quantization.weights import Once, replace_node, weight_readers
+from tokc.passes.quantization.stored import in_f32, source_of
+from tokc.passes.quantization.weights import Once, is_head, replace_node, require_finite, weight_readers
 
 MAX_KL: Mapping[FloatFormat, float] = {"e4m3": 0.1, "e5m2": 0.4, "mxfp4": 2.0, "nvfp4": 1.0}  # nats
 CODES: Mapping[FloatFormat, ir.DataType] = {
@@ -76,9 +74,8 @@ class CastWeights:
         copy = program.copy()
         changed = False
         for value, nodes in weight_readers(copy.graph).items():
-            head = any(node.op_type == "Gather" or node.outputs[0].is_graph_output() for node in nodes)
             stored = value.const_value is None
-            if (head and not self.head) or (stored and not self.requantize):
+            if (is_head(nodes) and not self.head) or (stored and not self.requantize):
                 continue
             assert value.shape is not None, f"'{value.name}' has no shape"
             rows, columns = (int(size) for size in value.shape.numpy())
@@ -134,18 +131,12 @@ def _values(value: ir.Value, grid: FloatGrid, rows: int, columns: int) -> dict[s
 
 
 def _cast(value: ir.Value, grid: FloatGrid) -> Callable[[], FloatCodes]:
-    stored, source, name = stored_weight(value), value.const_value, str(value.name)
+    source, name = source_of(value), str(value.name)
+    assert source is not None, f"'{name}' is no constant"
 
     def cast() -> FloatCodes:
-        if stored is not None:
-            w: F32 = stored.dequantized()
-        else:
-            assert source is not None, f"'{name}' is no constant"
-            w = np.asarray(source.numpy(), np.float32)
-        try:
+        w = in_f32(source)
+        with require_finite(name):
             return grid.quantize(w)
-        except NotFinite as error:
-            where, hint = f"weight '{name}'", "the model's file is damaged"
-            raise PassFailed(str(error), where=where, hint=hint) from error
 
     return cast

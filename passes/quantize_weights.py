@@ -7,18 +7,17 @@ from typing import ClassVar, Literal
 
 import onnx_ir as ir
 
-from tokc.errors import PassFailed
 from tokc.ir.ops import make_node
 from tokc.ir.program import Program
 from tokc.ir.rewrite import drop, initializer, made_by, parts_of
 from tokc.passes.quantization.allocation import SCALE_BITS, bits_by_weight, described
 from tokc.passes.quantization.calibrated import Job, quantize_in_order
 from tokc.passes.quantization.experts import calibratable, is_experts, joined, quant_moe_linear
-from tokc.passes.quantization.grid import NARROW, WIDE, WIDTHS, Grid, NotFinite
+from tokc.passes.quantization.grid import NARROW, WIDE, WIDTHS, Grid
 from tokc.passes.quantization.methods import CALIBRATED, Method, MethodName, without_calibration
 from tokc.passes.quantization.pack import Packed, pack
 from tokc.passes.quantization.stored import Stored, in_f32, source_of, stored_weight
-from tokc.passes.quantization.weights import Once, replace_node, weight_readers
+from tokc.passes.quantization.weights import Once, is_head, replace_node, require_finite, weight_readers
 from tokc.passes.smooth_activations import SmoothActivations
 from tokc.quality.calibration import calibration
 
@@ -87,7 +86,7 @@ class QuantizeWeights:
     def run(self, program: Program) -> Program:
         copy = self._smoothed(program).copy()
         readers = weight_readers(copy.graph, experts=True)
-        heads = {value for value, nodes in readers.items() if any(_is_head(node) for node in nodes)}
+        heads = {value for value, nodes in readers.items() if is_head(nodes)}
         bits = dict.fromkeys(readers, self.usual_bits) | dict.fromkeys(heads, self.head_bits)
         chosen: dict[ir.Value, int] = {}
         ready: dict[ir.Value, _Weight] = {}
@@ -249,25 +248,16 @@ class _Deferred:
 
 
 def _quantized(name: str, source: Stored | ir.TensorProtocol, method: Method, grid: Grid) -> Packed:
-    try:
-        parts = (source,) if isinstance(source, Stored) else parts_of(source)
+    parts = (source,) if isinstance(source, Stored) else parts_of(source)
+    with require_finite(name):
         return pack(name, joined([method.quantize(in_f32(part), grid) for part in parts]))
-    except NotFinite as error:
-        where, hint = f"weight '{name}'", "the model's file is damaged"
-        raise PassFailed(str(error), where=where, hint=hint) from error
-
-
-def _is_head(node: ir.Node) -> bool:
-    """Return whether a node is an embedding or the head."""
-    return node.op_type == "Gather" or node.outputs[0].is_graph_output()
 
 
 def _kept(value: ir.Value, stored: Stored, grid: Grid) -> _Weight:
     """Return a stored weight as it is, or with its scales in fp16."""
     narrowed = stored.narrowed(str(value.name))
     if narrowed is not None:
-        offset = None if narrowed.offset is None else _made(narrowed.offset)
-        return _Weight(_made(narrowed.codes), _made(narrowed.scale), offset, grid)
+        return _weight_of(narrowed, grid)
     node = made_by(value, "BlockDequantize", "tokc")
     assert node is not None, "a stored weight is made by a node"
     codes, scale, *rest = node.inputs

@@ -136,7 +136,6 @@ class ToolParser:
         self._opening, self._closing = form.opening.strip(), form.closing.strip()
         self._held = self._blank = ""
         self._inside = not self._opening
-        self.called = False
 
     def push(self, text: str) -> tuple[str, list[ToolCall]]:
         """Add text; return what is certainly said and the calls that are now whole."""
@@ -190,5 +189,4 @@ class ToolParser:
             return None
         if not isinstance(value, dict) or value.get("name") not in self._names:
             return None
-        self.called = True
         return ToolCall(value["name"], json.dumps(value.get(self._form.key, {}), ensure_ascii=False))

@@ -19,7 +19,7 @@ from tokc.ir.execute import Array, Session
 from tokc.ir.program import Program
 from tokc.pipeline import Pipeline, Step, pass_text
 from tokc.quality.perplexity import I64
-from tokc.quality.running import feeds_of
+from tokc.quality.running import feeds_of, fixed_ids
 
 OP_TOKENS = 24  # every value of both programs is kept for so many
 EXACT_ERROR, LOSSY_ERROR = 1e-3, 0.1  # of a value's norm: beyond it an op is named
@@ -99,7 +99,7 @@ def first_op(before: Program, after: Program, limit: float) -> GuiltyOp | None:
     Values are matched by name and compared whatever their shape; None where none differs or one does not run.
     """
     length = min(OP_TOKENS, after.config.context)
-    ids = (np.arange(1, length + 1) * 7919 % after.config.vocab)[None]
+    ids = fixed_ids(after, 1, length)
     expected, found = values_of(before, ids), values_of(after, ids)
     worst: GuiltyOp | None = None
     for node in after.graph:

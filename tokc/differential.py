@@ -15,6 +15,7 @@ from tokc.pipeline import Step, pass_text
 from tokc.quality.compiled import ArtifactRun
 from tokc.quality.divergence import F32, logits
 from tokc.quality.perplexity import I64, Comparison, compare
+from tokc.quality.running import fixed_ids
 from tokc.quality.text import evaluation_text
 
 PROMPT_SEQUENCES, PROMPT_TOKENS = 2, 128  # 256 tokens take onnxruntime half a second a pass of SmolLM2
@@ -128,8 +129,7 @@ def prompt(program: Program) -> I64:
     found = _read(program, length) if program.assets.tokenizer_json is not None else []
     if all(len(ids) == length and max(ids) < program.config.vocab for ids in found) and found:
         return np.array(found)
-    wanted = np.arange(1, PROMPT_SEQUENCES * length + 1)
-    return (7919 * wanted % program.config.vocab).reshape(PROMPT_SEQUENCES, length)
+    return fixed_ids(program, PROMPT_SEQUENCES, length)
 
 
 def _read(program: Program, length: int) -> list[list[int]]:

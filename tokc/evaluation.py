@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 
 from tokc.cost.evaluation import Divergence, Estimate, Evaluation, Tokens
 from tokc.errors import TokcError
+from tokc.model_files import sha256
 from tokc.quality.compiled import ArtifactRun
 from tokc.quality.divergence import F64, Rows
 from tokc.quality.perplexity import I64, WINDOW, Answers, Scores, score
@@ -70,11 +71,11 @@ def evaluate(request: Request, progress: Progress = lambda _: None) -> Evaluatio
             note = note or _difference(subject, reference)
         run = None if reference is None else reference.run
         scores = score(ids, subject.run, run, progress)
-    sha256 = hashlib.sha256(text.encode()).hexdigest()
+    digest = hashlib.sha256(text.encode()).hexdigest()
     return Evaluation(
         subject=request.model.name,
         manifest_sha256=_build_of(request.model),
-        tokens=Tokens(name, sha256, len(ids), ids.shape[1], scores.scored),
+        tokens=Tokens(name, digest, len(ids), ids.shape[1], scores.scored),
         perplexity=perplexity_of(scores.nll),
         divergence=None if found is None else divergence_of(scores, found.name),
         notes=() if note is None else (note,),
@@ -168,14 +169,9 @@ def source_of(provenance: Mapping[str, str], folders: tuple[Path, ...]) -> Path 
         files = [folder / name for name in sorted(provenance)]
         if not files or not all(file.is_file() for file in files):
             continue
-        if all(_sha256(file) == provenance[file.name] for file in files):
+        if all(sha256(file) == provenance[file.name] for file in files):
             return files[0] if files[0].suffix == ".gguf" else folder
     return None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _require_same_tokens(subject: Opened, reference: Opened, text: str, ids: I64) -> None:

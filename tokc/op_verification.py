@@ -19,6 +19,7 @@ from tokc.ir.execute import Array
 from tokc.ir.program import Program
 from tokc.pipeline import Pipeline
 from tokc.quality.perplexity import I64
+from tokc.quality.running import fixed_ids
 from tokc.runtime.artifact import Artifact
 from tokc.runtime.executors.base import Batch
 from tokc.runtime.executors.cpu import ITEM_TYPES, LAUNCH, CpuExecutor
@@ -62,7 +63,7 @@ def verify_ops(
         raise TokcError(f"ops are verified one by one on CPUs, not on '{kind}'", where=str(path))
     program = Instruments(check=False, progress=progress).run(pipeline, model)
     count = min(TOKENS, program.config.context, artifact.manifest.limits.max_rows)
-    ids = (np.arange(1, count + 1) * 7919 % program.config.vocab)[None]
+    ids = fixed_ids(program, 1, count)
     progress("run the last program")
     expected = values_of(program, ids)
     progress("run the kernels")

@@ -14,8 +14,9 @@ import onnx_ir as ir
 from tokc.artifact.writer import written_aside
 from tokc.errors import PassFailed, TokcError
 from tokc.ir.program import Program
-from tokc.passes.quantization.grid import F32, Grid, NotFinite, Quantized
+from tokc.passes.quantization.grid import F32, Grid, Quantized
 from tokc.passes.quantization.pack import Packed, pack
+from tokc.passes.quantization.weights import require_finite
 from tokc.quality.calibration import Layer, Statistics, calibration, layers
 
 
@@ -75,10 +76,8 @@ def _quantized(
         if value not in values or value in found:
             continue
         try:
-            found[value] = method.quantize(layer.constants[value], jobs[value].grid, statistics[read])
-        except NotFinite as error:
-            where, hint = f"weight '{value.name}'", "the model's file is damaged"
-            raise PassFailed(str(error), where=where, hint=hint) from error
+            with require_finite(str(value.name)):
+                found[value] = method.quantize(layer.constants[value], jobs[value].grid, statistics[read])
         except np.linalg.LinAlgError as error:
             problem = f"what the layer of weight '{value.name}' reads is not finite"
             raise PassFailed(problem, hint="the model's file is damaged") from error

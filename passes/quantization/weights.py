@@ -1,12 +1,15 @@
 """The weights of a graph: who reads them, and how nodes that read them otherwise take their place."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from threading import Lock
 from typing import Generic, TypeVar
 
 import onnx_ir as ir
 
+from tokc.errors import PassFailed
 from tokc.ir.rewrite import made_by
+from tokc.passes.quantization.grid import NotFinite
 
 MATRIX = 2  # dimensions of a weight
 # Which input of a node is the weight.
@@ -48,6 +51,24 @@ def weight_readers(graph: ir.Graph, *, experts: bool = False) -> dict[ir.Value, 
         if value is not None and _is_weight(value):
             readers.setdefault(value, []).append(node)
     return readers
+
+
+def is_head(nodes: Iterable[ir.Node]) -> bool:
+    """Return whether a weight that `nodes` read is an embedding's or the head's."""
+    return any(node.op_type == "Gather" or node.outputs[0].is_graph_output() for node in nodes)
+
+
+@contextmanager
+def require_finite(name: str) -> Iterator[None]:
+    """Name the weight that is being quantized where it is found to hold what is not finite.
+
+    Raises: PassFailed.
+    """
+    try:
+        yield
+    except NotFinite as error:
+        where, hint = f"weight '{name}'", "the model's file is damaged"
+        raise PassFailed(str(error), where=where, hint=hint) from error
 
 
 def _is_weight(value: ir.Value) -> bool:

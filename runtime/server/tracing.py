@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.sdk.trace.export import SpanExporter
-    from opentelemetry.trace import Span, Tracer
+    from opentelemetry.trace import Span, SpanKind, Tracer
 
     from tokc.runtime.sequence import Sequence
     from tokc.runtime.server.service import Call
@@ -85,10 +85,10 @@ class Tracing:
             part.end(self._at(end_s))
             begin_s = end_s
 
-    def _span(self, name: str, start_s: float, parent: "Context | None", kind: "object" = None) -> "Span":
+    def _span(self, name: str, start_s: float, parent: "Context", kind: "SpanKind | None" = None) -> "Span":
         from opentelemetry.trace import SpanKind
 
-        chosen = kind if isinstance(kind, SpanKind) else SpanKind.INTERNAL
+        chosen = kind or SpanKind.INTERNAL
         return self._tracer.start_span(name, context=parent, kind=chosen, start_time=self._at(start_s))
 
     def _at(self, seconds: float) -> int:

@@ -8,6 +8,7 @@ import typer
 from tokc.cli.check import pricing_of
 from tokc.cli.console import console, needs_extra, print_json, progress
 from tokc.errors import GateNotMet, UnknownOption
+from tokc.model_files import default_out
 
 if TYPE_CHECKING:
     from tokc.cost.gates import Gate
@@ -57,7 +58,7 @@ def tune(
     )
     _require_price(setting)
     allowed = Budget(parse_amount(budget, "seconds", where="--budget"), trials)
-    name = model.stem if model.is_file() else model.resolve().name
+    name = default_out(model).stem
     with progress() as say:
         say("probe this machine")
         search = Search(study or Path(f"{name}.tune"), setting, probe())

@@ -3,7 +3,6 @@
 import difflib
 import math
 import re
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,8 @@ from tokc.cost.intervals import Interval
 from tokc.cost.quantities import Kind, parse_amount
 from tokc.cost.serving.slo import METRICS as SLO_METRICS
 from tokc.cost.serving.slo import PERCENTILES
-from tokc.errors import TokcError, UnknownOption
+from tokc.cost.toml_file import read_toml
+from tokc.errors import UnknownOption
 
 Source = Literal["artifact", "ledger", "bench", "load"]
 Verdict = Literal["met", "not met", "inconclusive"]
@@ -187,12 +187,7 @@ def read_gates(path: Path) -> GatesFile:
 
     Raises: TokcError if it cannot be read; UnknownOption naming the key or gate that is wrong.
     """
-    try:
-        value = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise TokcError(f"cannot read '{path}': {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UnknownOption(f"'{path}' is not TOML: {error}") from error
+    value = read_toml(path)
     for key in value:
         if key not in GATES_FILE_KEYS:
             raise UnknownOption(

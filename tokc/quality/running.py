@@ -76,6 +76,13 @@ def feeds_of(program: Program, ids: I64) -> dict[str, Array]:
     return _state(program, ids).feeds(ids, 0)
 
 
+def fixed_ids(program: Program, sequences: int, tokens: int) -> I64:
+    """Return token ids [sequences, tokens] that are always the same, spread over the vocabulary."""
+    places = np.arange(1, sequences * tokens + 1)
+    ids: I64 = (7919 * places % program.config.vocab).reshape(sequences, tokens)
+    return ids
+
+
 def _f32(logits: Array) -> F32:
     return np.asarray(logits, np.float32)
 

@@ -9,6 +9,7 @@ from tokc.cost.evaluation import Evaluation
 from tokc.cost.profile import Profile
 from tokc.cost.serving.record import ServingBench
 from tokc.report import kernel_html, kernel_table, load_html, quality, units
+from tokc.report.html_parts import bar, row, table
 from tokc.report.model import Batch, Figure, LedgerRow, Report, TokenCost
 
 _PAGE = """<!doctype html>
@@ -90,7 +91,7 @@ def _costs(report: Report) -> str:
 def _cost_chart(batch: int, costs: list[TokenCost], report: Report) -> str:
     greatest = max(cost.usd_per_mtok for cost in report.costs)
     rows = [
-        _bar(
+        bar(
             f"{cost.utilization:.0%} in use",
             f"{units.usd(cost.usd_per_mtok)} <small>per 1M, {units.usd(cost.usd_per_ktok)} per 1k</small>",
             cost.usd_per_mtok / greatest,
@@ -137,39 +138,14 @@ def _figure_bar(figure: Figure) -> str:
     if figure.least is not None and figure.greatest is not None:
         spread = (figure.least / top, figure.greatest / top)
     mark = None if figure.predicted is None else figure.predicted / top
-    return _bar(figure.name, f"{main} {small}", (figure.measured or 0.0) / top, mark, spread)
-
-
-def _bar(
-    label: str,
-    value: str,
-    share: float,
-    mark: float | None = None,
-    spread: tuple[float, float] | None = None,
-) -> str:
-    shapes = [
-        '<rect class="track" y="2" width="100%" height="10" rx="2"/>',
-        f'<rect class="fill" y="2" width="{_part(share)}" height="10" rx="2"/>',
-    ]
-    if spread is not None:
-        shapes.append(f'<line class="range" x1="{_part(spread[0])}" x2="{_part(spread[1])}" y1="7" y2="7"/>')
-    if mark is not None:
-        shapes.append(f'<rect class="mark" x="{_part(mark)}" y="-1" width="3" height="16"/>')
-    return (
-        f'<div class="bar"><span>{escape(label)}</span><span class="value">{value}</span>'
-        f'<svg aria-hidden="true">{"".join(shapes)}</svg></div>'
-    )
-
-
-def _part(share: float) -> str:
-    return f"{100 * share:.2f}%"
+    return bar(figure.name, f"{main} {small}", (figure.measured or 0.0) / top, mark, spread)
 
 
 def _bytes(report: Report) -> str:
     total = sum(op.bytes for op in report.op_bytes) or 1.0
     greatest = max((op.bytes for op in report.op_bytes), default=1.0) or 1.0
     rows = [
-        _bar(
+        bar(
             f"{op.op} × {op.count}",
             f"{units.scaled(op.bytes, 'B')} <small>{op.bytes / total:.1%}</small>",
             op.bytes / greatest,
@@ -196,41 +172,31 @@ def _ledger(report: Report) -> str:
     if not report.ledger:
         return _section("Passes", "This artifact has no ledger.", "")
     heads = ("pass", "nodes", "weights", "bytes a token", *quality.LEDGER_HEADS)
-    header = "".join(f"<th>{head}</th>" for head in heads)
-    rows = "\n".join(_ledger_row(row, heads) for row in report.ledger)
+    rows = (_ledger_row(one, heads) for one in report.ledger)
     text = (
         "What each pass did to the program; an exact pass changes no more than the order of sums. "
         f"{quality.LEDGER_NOTE}"
     )
-    table = f"<thead><tr>{header}</tr></thead>\n<tbody>\n{rows}\n</tbody>"
-    return _section("Passes", text, f'<div class="scroll"><table class="stack">{table}</table></div>')
+    return _section("Passes", text, table(heads, rows))
 
 
-def _ledger_row(row: LedgerRow, heads: Iterable[str]) -> str:
-    kl, *answers = quality.ledger_cells(row)
+def _ledger_row(one: LedgerRow, heads: Iterable[str]) -> str:
+    kl, *answers = quality.ledger_cells(one)
     cells = [
-        escape(row.pass_spec),
-        str(row.nodes_after),
-        _before_after(row.weight_bytes_before, row.weight_bytes_after),
-        _before_after(row.bytes_before, row.bytes_after),
-        f'<span class="exact">{kl}</span>' if row.exact and row.changed else kl,
+        escape(one.pass_spec),
+        str(one.nodes_after),
+        _before_after(one.weight_bytes_before, one.weight_bytes_after),
+        _before_after(one.bytes_before, one.bytes_after),
+        f'<span class="exact">{kl}</span>' if one.exact and one.changed else kl,
         *answers,
     ]
-    spec, *rest = zip(heads, cells, strict=True)
-    others = "".join(f'<td data-label="{head}"><span>{cell}</span></td>' for head, cell in rest)
-    return f'<tr{"" if row.changed else " class=idle"}><td class="spec">{spec[1]}</td>{others}</tr>'
+    return row(heads, cells, idle=not one.changed)
 
 
 def _quality(evaluation: Evaluation) -> str:
-    rows = "\n".join(
-        f'<tr><td class="spec">{escape(name)}</td><td data-label="figure"><span>{escape(figure)}</span></td>'
-        f'<td data-label="95 % interval"><span>{escape(interval)}</span></td></tr>'
-        for name, figure, interval in quality.rows(evaluation)
-    )
-    heads = "<tr><th></th><th>figure</th><th>95 % interval</th></tr>"
-    table = f"<thead>{heads}</thead>\n<tbody>\n{rows}\n</tbody>"
-    content = f'<div class="scroll"><table class="stack">{table}</table></div>'
-    return _section("Quality", quality.method(evaluation), content)
+    heads = ("", "figure", "95 % interval")
+    rows = (row(heads, map(escape, cells)) for cells in quality.rows(evaluation))
+    return _section("Quality", quality.method(evaluation), table(heads, rows))
 
 
 def _before_after(before: float, after: float) -> str:

@@ -6,6 +6,7 @@ from tokc.cost.prices import Price
 from tokc.cost.serving.record import ServingBench, ServingPoint, costs_of
 from tokc.cost.serving.slo import METRICS, PERCENTILES, parse_slo
 from tokc.report import units
+from tokc.report.html_parts import bar, row, table
 from tokc.report.load_text import NAMES, verdict
 
 
@@ -49,34 +50,24 @@ def _bar(point: ServingPoint, value: str, small: str, share: float) -> str:
     kept = {True: ", objectives kept", False: ", objectives not kept", None: ""}[point.slo_kept]
     rate = units.figures(point.output_tokens_per_s.median)
     note = f"<small>{rate} tokens/s{escape(kept)}{'; ' if small else ''}{small}</small>"
-    return (
-        f'<div class="bar"><span>{escape(point.arrival)}</span><span class="value">{value} {note}</span>'
-        '<svg aria-hidden="true"><rect class="track" y="2" width="100%" height="10" rx="2"/>'
-        f'<rect class="fill" y="2" width="{100 * share:.2f}%" height="10" rx="2"/></svg></div>'
-    )
+    return bar(point.arrival, f"{value} {note}", share)
 
 
 def _waits(load: ServingBench) -> str:
     heads = ("load", "wait", *(f"p{one}" for one in PERCENTILES))
     limits = {(slo.metric, slo.percentile): slo.limit_s for slo in map(parse_slo, load.slos)}
-    rows = "\n".join(
+    rows = (
         _row(point, metric, limits, heads) for point in load.points for metric in METRICS if metric != "itl"
     )
-    head = "".join(f"<th>{one}</th>" for one in heads)
-    table = f"<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody>"
-    return f'<div class="scroll"><table class="stack">{table}</table></div>'
+    return table(heads, rows)
 
 
 def _row(
     point: ServingPoint, metric: str, limits: dict[tuple[str, int], float], heads: tuple[str, ...]
 ) -> str:
     latency = getattr(point, metric)
-    cells = [NAMES[metric]]
+    cells = [point.arrival, NAMES[metric]]
     for percentile in PERCENTILES:
         median = latency.percentile(percentile).median
         cells.append(f"{units.seconds(median)}{verdict(median, limits.get((metric, percentile)))}")
-    others = "".join(
-        f'<td data-label="{head}"><span>{escape(cell)}</span></td>'
-        for head, cell in zip(heads[1:], cells, strict=True)
-    )
-    return f'<tr><td class="spec">{escape(point.arrival)}</td>{others}</tr>'
+    return row(heads, map(escape, cells))

@@ -1,4 +1,4 @@
-"""A load test as text: on a terminal, and as Markdown."""
+"""A load test on a terminal."""
 
 from collections.abc import Callable, Iterable
 
@@ -18,11 +18,6 @@ NAMES = {"ttft": "first token", "tpot": "per token", "itl": "between pieces", "e
 def terminal_of(bench: ServingBench, price: Price) -> Group:
     """Return the tables for a rich console."""
     return sections.terminal(headline(bench), _sections(bench, price))
-
-
-def markdown_of(bench: ServingBench, price: Price) -> str:
-    """Return the tables as Markdown."""
-    return sections.markdown(headline(bench), _sections(bench, price))
 
 
 def verdict(figure: float, limit: float | None) -> str:

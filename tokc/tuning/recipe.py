@@ -1,10 +1,10 @@
 """A recipe: the options of a build that a search chose, as TOML that `tokc build --recipe` takes."""
 
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-from tokc.errors import TokcError, UnknownOption
+from tokc.cost.toml_file import read_toml
+from tokc.errors import UnknownOption
 
 KEYS = ("target", "passes", "context")
 
@@ -33,12 +33,7 @@ def read_recipe(path: Path) -> Recipe:
 
     Raises: TokcError if it cannot be read; UnknownOption naming the key that is wrong.
     """
-    try:
-        value = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise TokcError(f"cannot read '{path}': {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UnknownOption(f"'{path}' is not TOML: {error}") from error
+    value = read_toml(path)
     build = value.get("build")
     if not isinstance(build, dict) or set(value) != {"build"}:
         raise UnknownOption(f"'{path}' is no recipe: it has one table, [build]")

@@ -25,7 +25,7 @@ from tokc.targets.base import Precision
 from tokc.targets.table import named_target
 from tokc.tuning import trial as trials
 from tokc.tuning.recipe import Recipe
-from tokc.tuning.space import STARTS, Candidate, parameters, suggest
+from tokc.tuning.space import STARTS, Candidate, suggest
 from tokc.tuning.trial import Outcome, Progress, Setting
 
 if TYPE_CHECKING:
@@ -196,7 +196,7 @@ class Search:
         return figure < best if self.setting.maximize else figure > best
 
     def _fixed(self, start: Candidate) -> dict[str, object]:
-        given = parameters(start)
+        given = asdict(start)
         if not self.stored:
             del given["keep"]
         return given

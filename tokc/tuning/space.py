@@ -1,6 +1,6 @@
 """What a search may choose: how weights and cache are stored, and by which method they are rounded."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from tokc.errors import TokcError
@@ -85,8 +85,3 @@ def suggest(trial: "Trial", *, stored: bool) -> Candidate:
     chosen: dict[str, Any] = {name: trial.suggest_categorical(name, among) for name, among in choices.items()}
     candidate = Candidate(**chosen, keep=bool(keep))
     return candidate.same_as if stored else candidate
-
-
-def parameters(candidate: Candidate) -> dict[str, object]:
-    """Return a candidate as a trial's parameters."""
-    return {field.name: getattr(candidate, field.name) for field in fields(candidate)}

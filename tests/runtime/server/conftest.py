@@ -1,7 +1,7 @@
 """Fixtures of the server's tests."""
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
@@ -16,13 +16,16 @@ from tokc.runtime.server.settings import Settings
 Serve = Callable[..., Served]
 
 
-@pytest.fixture(scope="module")
-def served() -> Iterator[Served]:
-    """Serve the tiny model to all tests of a file."""
-    executor = HashModel()
+@contextmanager
+def serving_hash(**sizes: int) -> Iterator[Served]:
+    """Serve a tiny model of these sizes."""
     with (
         Engine(
-            executor, byte_tokenizer(), name="hash", eos_ids=[EOS], chat_template=ChatTemplate(CHATML, {})
+            HashModel(**sizes),
+            byte_tokenizer(),
+            name="hash",
+            eos_ids=[EOS],
+            chat_template=ChatTemplate(CHATML, {}),
         ) as engine,
         serving(Service(engine)) as running,
     ):
@@ -30,15 +33,16 @@ def served() -> Iterator[Served]:
 
 
 @pytest.fixture(scope="module")
+def served() -> Iterator[Served]:
+    """Serve the tiny model to all tests of a file."""
+    with serving_hash() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
 def roomy() -> Iterator[Served]:
     """Serve a tiny model whose context holds a few thousand bytes."""
-    executor = HashModel(context_length=4096, num_pages=4096, max_tokens=64)
-    with (
-        Engine(
-            executor, byte_tokenizer(), name="hash", eos_ids=[EOS], chat_template=ChatTemplate(CHATML, {})
-        ) as engine,
-        serving(Service(engine)) as running,
-    ):
+    with serving_hash(context_length=4096, num_pages=4096, max_tokens=64) as running:
         yield running
 
 

@@ -1,0 +1,45 @@
+"""Parts that sections of the HTML report share: bars, and tables that stack on a narrow screen."""
+
+from collections.abc import Iterable
+from html import escape
+
+
+def bar(
+    label: str,
+    value: str,
+    share: float,
+    mark: float | None = None,
+    spread: tuple[float, float] | None = None,
+) -> str:
+    """Return a labelled bar; `value` is HTML, `share`, `mark` and `spread` are parts of its width."""
+    shapes = [
+        '<rect class="track" y="2" width="100%" height="10" rx="2"/>',
+        f'<rect class="fill" y="2" width="{_part(share)}" height="10" rx="2"/>',
+    ]
+    if spread is not None:
+        shapes.append(f'<line class="range" x1="{_part(spread[0])}" x2="{_part(spread[1])}" y1="7" y2="7"/>')
+    if mark is not None:
+        shapes.append(f'<rect class="mark" x="{_part(mark)}" y="-1" width="3" height="16"/>')
+    return (
+        f'<div class="bar"><span>{escape(label)}</span><span class="value">{value}</span>'
+        f'<svg aria-hidden="true">{"".join(shapes)}</svg></div>'
+    )
+
+
+def table(heads: Iterable[str], rows: Iterable[str]) -> str:
+    """Return a table of rows from `row`."""
+    header = "".join(f"<th>{head}</th>" for head in heads)
+    body = "\n".join(rows)
+    content = f"<thead><tr>{header}</tr></thead>\n<tbody>\n{body}\n</tbody>"
+    return f'<div class="scroll"><table class="stack">{content}</table></div>'
+
+
+def row(heads: Iterable[str], cells: Iterable[str], *, idle: bool = False) -> str:
+    """Return a row of HTML cells; the first names it, the others are labelled by their heads."""
+    (_, spec), *rest = zip(heads, cells, strict=True)
+    others = "".join(f'<td data-label="{head}"><span>{cell}</span></td>' for head, cell in rest)
+    return f'<tr{" class=idle" if idle else ""}><td class="spec">{spec}</td>{others}</tr>'
+
+
+def _part(share: float) -> str:
+    return f"{100 * share:.2f}%"
