@@ -225,6 +225,13 @@ def test_a_request_is_not_more_urgent_than_its_key(keyed: Keyed) -> None:
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "priority")
 
 
+def wait_for_lines(path: Path, count: int) -> None:
+    deadline = time.monotonic() + 30
+    while len(path.read_text().splitlines()) < count:
+        assert time.monotonic() < deadline, f"{path.name} has fewer than {count} lines"
+        time.sleep(0.005)
+
+
 def test_usage_and_audit_have_a_line_for_each_request_and_no_content(keyed: Keyed, tmp_path: Path) -> None:
     secret, key = make_key("alice")
     with JsonLines(tmp_path / "usage") as usage, JsonLines(tmp_path / "audit") as audit:
@@ -233,11 +240,11 @@ def test_usage_and_audit_have_a_line_for_each_request_and_no_content(keyed: Keye
         body = {**BODY, "prompt": prompt, "n": 2, "user": "u-1", "temperature": 1.0, "seed": 1}
         answer = served.post("/v1/completions", body, **{"X-Request-Id": "r-1"}).json()
         served.post("/v1/completions", {**body, "stream": True})
-        while sum(served.service.responses.values()) < 2:  # written down after its last byte was read
-            time.sleep(0.005)
+        wait_for_lines(tmp_path / "audit", 2)  # in order: a call is written down after its last byte was read
         served.post("/v1/completions", {"prompt": prompt, "no": 1})
+        wait_for_lines(tmp_path / "audit", 3)
         served.http.get("/v1/models", headers=bearer("wrong"))
-        served.wait_until_idle()
+        wait_for_lines(tmp_path / "audit", 4)
     lines = [json.loads(line) for line in (tmp_path / "usage").read_text().splitlines()]
     assert [line["key"] for line in lines] == ["alice"] * 2
     assert lines[0]["request_id"] == "r-1"
