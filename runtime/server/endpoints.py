@@ -81,7 +81,7 @@ async def version(_: HttpRequest) -> Response:
 
 def openapi(service: Service) -> Endpoint:
     """Return the endpoint that describes the API."""
-    described = document(tokc.__version__, keyed=service.keyed)
+    described = document(tokc.__version__, model=service.engine.name, keyed=service.keyed)
 
     async def endpoint(_: HttpRequest) -> Response:
         return JSONResponse(described)

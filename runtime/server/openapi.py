@@ -1,6 +1,6 @@
 """The API's OpenAPI document, made from the tables that requests are checked against.
 
-Source: spec.openapis.org/oas/v3.1.0.
+Source: spec.openapis.org/oas/v3.2.0 (its `itemSchema` describes an event of a stream).
 """
 
 from collections.abc import Mapping
@@ -30,20 +30,48 @@ def _ref(name: str) -> Json:
 
 
 _FINISH: Json = {"type": "string", "enum": ["stop", "length"]}
+_CHAT_FINISH: Json = {"type": "string", "enum": ["stop", "length", "tool_calls"]}
+_CALL = _object(
+    {"id": _TEXT, "type": {"const": "function"}, "function": _object({"name": _TEXT, "arguments": _TEXT})}
+)
 _LOGPROBS: Json = {"type": ["object", "null"]}
 _HEAD: Mapping[str, Json] = {"id": _TEXT, "created": _COUNT, "model": _TEXT}
+_ERROR = _object(
+    {"error": _object({"message": _TEXT, "type": _TEXT, "param": _NULLABLE_TEXT, "code": _NULLABLE_TEXT})}
+)
+_USAGE = _object(
+    {
+        "prompt_tokens": _COUNT,
+        "completion_tokens": _COUNT,
+        "total_tokens": _COUNT,
+        "prompt_tokens_details": _object({"cached_tokens": _COUNT}),
+    }
+)
+
+
+def _chunk(kind: str, piece: Mapping[str, Json], finish: Json) -> Json:
+    """Return the schema of one event's data; the last choice-less one counts tokens."""
+    reason = {"finish_reason": {"anyOf": [finish, {"type": "null"}]}}
+    choice = _object({"index": _COUNT, **piece, "logprobs": _LOGPROBS, **reason})
+    usage: Json = {"anyOf": [_USAGE, {"type": "null"}]}
+    return _object({**_HEAD, "object": {"const": kind}, "choices": _array(choice)}, {"usage": usage})
+
+
+_DELTA: Json = {
+    "type": "object",
+    "properties": {
+        "role": {"const": "assistant"},
+        "content": _TEXT,
+        "tool_calls": _array({"type": "object", "required": ["index"]}),
+    },
+}
+CHUNKS: Mapping[str, Json] = {
+    "Completion": _chunk("text_completion", {"text": _TEXT}, _FINISH),
+    "ChatCompletion": _chunk("chat.completion.chunk", {"delta": _DELTA}, _CHAT_FINISH),
+}
 SCHEMAS: Mapping[str, Json] = {
-    "Error": _object(
-        {"error": _object({"message": _TEXT, "type": _TEXT, "param": _NULLABLE_TEXT, "code": _NULLABLE_TEXT})}
-    ),
-    "Usage": _object(
-        {
-            "prompt_tokens": _COUNT,
-            "completion_tokens": _COUNT,
-            "total_tokens": _COUNT,
-            "prompt_tokens_details": _object({"cached_tokens": _COUNT}),
-        }
-    ),
+    "Error": _ERROR,
+    "Usage": _USAGE,
     "Completion": _object(
         {
             **_HEAD,
@@ -62,9 +90,12 @@ SCHEMAS: Mapping[str, Json] = {
                 _object(
                     {
                         "index": _COUNT,
-                        "message": _object({"role": {"const": "assistant"}, "content": _NULLABLE_TEXT}),
+                        "message": _object(
+                            {"role": {"const": "assistant"}, "content": _NULLABLE_TEXT},
+                            {"tool_calls": _array(_CALL)},
+                        ),
                         "logprobs": _LOGPROBS,
-                        "finish_reason": _FINISH,
+                        "finish_reason": _CHAT_FINISH,
                     }
                 )
             ),
@@ -95,9 +126,10 @@ SCHEMAS: Mapping[str, Json] = {
 }
 
 
-def document(version: str, *, keyed: bool) -> Json:
-    """Return the document of a server of this version; `keyed` if it asks for API keys."""
-    return _without_security(_document(version)) if not keyed else _document(version)
+def document(version: str, *, model: str, keyed: bool) -> Json:
+    """Return the document of a server of this version and model; `keyed` if it asks for API keys."""
+    whole = _document(version, model)
+    return whole if keyed else _without_security(whole)
 
 
 def _without_security(whole: Json) -> Json:
@@ -111,20 +143,25 @@ def _without_security(whole: Json) -> Json:
     return whole
 
 
-def _document(version: str) -> Json:
+def _document(version: str, model: str) -> Json:
+    named: Table = {"model": {**COMPLETION["model"], "enum": [model]}}
     return {
-        "openapi": "3.1.0",
+        "openapi": "3.2.0",
         "info": {"title": "tokc", "version": version, "license": {"name": "Apache-2.0"}},
         "paths": {
-            "/v1/completions": _post("Continue a prompt", COMPLETION, "prompt", "Completion", stream=True),
-            "/v1/chat/completions": _post("Answer a chat", CHAT, "messages", "ChatCompletion", stream=True),
+            "/v1/completions": _post(
+                "Continue a prompt", {**COMPLETION, **named}, "prompt", "Completion", stream=True
+            ),
+            "/v1/chat/completions": _post(
+                "Answer a chat", {**CHAT, **named}, "messages", "ChatCompletion", stream=True
+            ),
             "/v1/models": _get("List the model", "Models", key=True),
             "/v1/models/{model}": {
                 **_get("Describe the model", "Model", key=True, refusals=(404,)),
                 "parameters": [{"name": "model", "in": "path", "required": True, "schema": _TEXT}],
             },
-            "/tokenize": _post("Show a prompt's tokens", TOKENIZE, None, "Tokens"),
-            "/detokenize": _post("Show the text of tokens", DETOKENIZE, "tokens", "Text"),
+            "/tokenize": _post("Show a prompt's tokens", {**TOKENIZE, **named}, None, "Tokens"),
+            "/detokenize": _post("Show the text of tokens", {**DETOKENIZE, **named}, "tokens", "Text"),
             "/health": _get("Say whether the process should live on", "Status", sick=True),
             "/ready": _get("Say whether requests should come here", "Status", sick=True),
             "/version": _get("Tell the version", "Version"),
@@ -162,7 +199,7 @@ def _get(
 def _post(summary: str, table: Table, required: str | None, schema: str, *, stream: bool = False) -> Json:
     answer = _json(schema, _ref(schema))
     if stream:
-        answer["content"]["text/event-stream"] = {"schema": _TEXT}
+        answer["content"]["text/event-stream"] = {"itemSchema": _event(CHUNKS[schema])}
     statuses = (400, 401, 404, 408, 413, 415, 429, 503, *((504,) if stream else ()))
     body = {
         "type": "object",
@@ -177,6 +214,15 @@ def _post(summary: str, table: Table, required: str | None, schema: str, *, stre
             **operation, "requestBody": {"required": True, "content": content}, "security": [{"key": []}]
         }
     }  # fmt: skip
+
+
+def _event(chunk: Json) -> Json:
+    """Return the schema of an event: a piece, an error that ends the stream, or its end."""
+    piece: Json = {
+        "contentMediaType": "application/json",
+        "contentSchema": {"anyOf": [chunk, _ERROR]},
+    }
+    return _object({"data": {"type": "string", "anyOf": [{"const": "[DONE]"}, piece]}})
 
 
 def _nullable(schema: Json) -> Json:
