@@ -8,6 +8,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from tokc.errors import PassFailed
+from tokc.ir.head import FEATURES, head_of, output_named
 from tokc.ir.program import KvLayout as Layout
 from tokc.ir.program import ModelConfig, Program
 from tokc.ir.rewrite import initializer, made_by, only_reader
@@ -23,7 +24,6 @@ ROW_WISE = frozenset(
     }
 )
 ON_WEIGHTS = frozenset({"BlockDequantize", "Transpose"})
-HEADS = frozenset({"Linear", "QuantLinear", "MatMul"})
 CACHE_TYPES = {
     "f32": ir.DataType.FLOAT,
     "f16": ir.DataType.FLOAT16,
@@ -33,6 +33,7 @@ CACHE_TYPES = {
 LOOKUPS = frozenset({"Gather", "QuantEmbedding"})
 STILL = "rope_none"  # tables of layers without rotation
 OF_EXPERTS = frozenset({"MoeLinear", "QuantMoeLinear", "GatedActivation"})  # may have an axis of slots
+OUTPUT_AXES = {"logits": "rows", FEATURES: "tokens"}
 BATCH_RANK = 3  # [batch, seq, width]
 SWAP_HEADS = (0, 2, 1, 3)  # [batch, seq, heads, dim] and [batch, heads, seq, dim]
 
@@ -117,8 +118,8 @@ class _Relayout:
 
     def run(self) -> None:
         assert self.ids.name == "input_ids", f"the first input is '{self.ids.name}', not 'input_ids'"
-        logits = self.graph.outputs[0]
-        self._pick_rows(logits)
+        features = output_named(self.graph, FEATURES)
+        self._pick_rows()
         for layer, node in enumerate([node for node in self.graph if node.op_type == "Attention"]):
             self._attention(layer, node)
         for use in list(self.batch_positions.uses()):
@@ -129,15 +130,12 @@ class _Relayout:
             *(self.ids, self.positions, self.sequences, self.block_tables, self.logit_rows),
             *self.caches,
         ]
-        self.graph.outputs[:] = [self.graph.outputs[0], *self.updated]
+        exposed = [] if features is None else [features]
+        self.graph.outputs[:] = [self.graph.outputs[0], *self.updated, *exposed]
 
-    def _pick_rows(self, logits: ir.Value) -> None:
+    def _pick_rows(self) -> None:
         """Put a Gather of the wanted rows right before the head."""
-        head = logits.producer()
-        while head is not None and head.op_type not in HEADS:
-            head = next((one.producer() for one in head.inputs if one and one.producer()), None)
-        if head is None or head.inputs[0] is None:
-            raise PassFailed("kv-layout finds no linear layer that makes the logits")
+        head = head_of(self.graph)
         gather = ir.node("Gather", [head.inputs[0], self.logit_rows], {"axis": 0})
         made = gather.outputs[0]
         made.name, made.type = "logit_rows.hidden", ir.TensorType(ir.DataType.FLOAT)
@@ -312,6 +310,6 @@ def _name_shapes(graph: ir.Graph) -> None:
                 value.shape = ir.Shape(["tokens", *value.shape[2:]])
             elif value.shape is not None and len(value.shape) == BATCH_RANK and not value.is_graph_output():
                 value.shape = ir.Shape(["rows" if picked else "tokens", value.shape[-1]])
-    logits = graph.outputs[0]
-    if logits.shape is not None:
-        logits.shape = ir.Shape(["rows", logits.shape[-1]])
+    for value in graph.outputs:
+        if value.name in OUTPUT_AXES and value.shape is not None:
+            value.shape = ir.Shape([OUTPUT_AXES[value.name], value.shape[-1]])

@@ -85,7 +85,8 @@ class Device:
 class Target:
     """A kind of machine. `pipeline` gives the default passes as text; `lower` takes a device's name.
 
-    `host_device` is the one that this machine is, None if it is none.
+    `host_device` is the one that this machine is, None if it is none. `drafts` says whether its runtime
+    gives out features and runs trained drafts.
     """
 
     kind: str
@@ -94,6 +95,7 @@ class Target:
     host_device: Callable[[], str | None]
     pipeline: Callable[[Precision], str]
     lower: Callable[[Program, str, Limits], Lowered]
+    drafts: bool = False
 
 
 @dataclass(frozen=True)

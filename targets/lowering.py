@@ -21,6 +21,7 @@ INPUT_SHAPES: Mapping[str, tuple[str, ...]] = {
     "block_tables": ("seqs", "blocks"),
     "logit_rows": ("rows",),
 }
+STEP_OUTPUTS = ("logits", "features")  # the rest is the cache, updated in place
 CACHE_DTYPES = {
     ir.DataType.FLOAT: "f32",
     ir.DataType.FLOAT16: "f16",
@@ -99,9 +100,11 @@ class Lowering:
         return tuple(operands)
 
     def plan(self, kernels: Iterable[str]) -> Plan:
-        """Return what was emitted, the logits' buffer as the step's output; the arena is not yet placed."""
-        logits = self.slots[self.program.graph.outputs[0]]
-        self.buffers[logits.buffer] = replace(self.buffers[logits.buffer], space="output")
+        """Return what was emitted, logits and features as the step's outputs; the arena is not yet placed."""
+        for value in self.program.graph.outputs:
+            if value.name in STEP_OUTPUTS:
+                made = self.slots[value].buffer
+                self.buffers[made] = replace(self.buffers[made], space="output")
         return Plan(
             limits=dict(self.limits),
             kernels=tuple(kernels),

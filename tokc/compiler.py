@@ -9,7 +9,7 @@ import tokc
 from tokc.artifact.bom import BOM, bill_of_materials
 from tokc.artifact.vocabulary import vocabulary_tensors
 from tokc.artifact.writer import canonical_json, write_files, write_safetensors, written_aside
-from tokc.errors import TokcError, UnknownOption
+from tokc.errors import TargetRefused, TokcError, UnknownOption
 from tokc.importers import import_model
 from tokc.importers.mapping import release_pages
 from tokc.instruments import Instruments, LedgerEntry
@@ -30,6 +30,7 @@ DEFAULT_PRECISION = Precision()
 
 WEIGHT_DTYPES = ("int2", "int3", "int4", "int8", "f16", "f32")
 KV_DTYPES: tuple[KvDtype, ...] = ("f16", "int8", "int4", "f32")
+FOR_DRAFTS = frozenset({"expose-features", "attach-draft"})
 WEIGHTS_FILE = "model.safetensors"
 MANIFEST = "manifest.json"
 PREFILL_TOKENS = 512
@@ -111,10 +112,16 @@ def precision(dtype: str, kv_dtype: str | None) -> Precision:
 def prepare(request: Request) -> tuple[BoundTarget, Pipeline]:
     """Return the target and pipeline that a request names.
 
-    Raises: TokcError if either does not exist.
+    Raises: TokcError if either does not exist, or the passes serve drafts, which the target lacks.
     """
     bound = named_target(request.target)
-    return bound, Pipeline.parse(request.passes or bound.pipeline(request.precision))
+    pipeline = Pipeline.parse(request.passes or bound.pipeline(request.precision))
+    needing = [pass_.name for pass_ in pipeline.passes if pass_.name in FOR_DRAFTS]
+    if needing and not bound.target.drafts:
+        raise TargetRefused(
+            f"target '{bound.name}' has no drafts yet, which {needing[0]} is for", hint="build for 'cpu'"
+        )
+    return bound, pipeline
 
 
 def build(request: Request, out: Path, progress: Progress = lambda _: None) -> Build:

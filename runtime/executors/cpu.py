@@ -41,6 +41,7 @@ LAUNCH = np.dtype(
 )
 READ_STREAMS, READ_AHEAD_BYTES = (1, 2, 4), (0, 2048)
 STREAMING_OPS = {"QuantLinear", "Linear"}
+LOGITS, FEATURES = "a.logits", "a.features"  # the buffers of a step's outputs
 DEFAULT_CONTEXTS = 8
 MEMORY_SHARE = 0.25
 
@@ -79,7 +80,8 @@ class CpuExecutor:
         self._arrays = self._allocate(plan, artifact)
         self._launches, self._pointers = self._link(plan)
         self._rows = np.zeros(2, np.int32)
-        self._logits = self._arrays[_only(plan, "output")]
+        self._logits = self._arrays[LOGITS]
+        self._features = self._arrays.get(FEATURES)
 
     @classmethod
     def open(
@@ -96,6 +98,14 @@ class CpuExecutor:
         self._load(batch)
         self._library.tokc_step(*self._step_arguments, None)
         return self._logits[: len(batch.logit_rows), : self.vocab_size]
+
+    @property
+    def features(self) -> npt.NDArray[np.float32] | None:
+        """Return the last step's hidden states f32[tokens, hidden], valid until the next step.
+
+        None where the artifact does not expose them (pass `expose-features`).
+        """
+        return None if self._features is None else self._features[: self._rows[0]]
 
     def profile(self, batch: Batch) -> npt.NDArray[np.float64]:
         """Run one step; returns seconds f64[launches, 2]: in the kernel, and waiting after it."""
@@ -259,11 +269,6 @@ def usable_cores() -> int:
 def memory_bytes() -> int:
     """Return the size of the machine's memory."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def _only(plan: dict[str, Any], space: str) -> str:
-    (name,) = (buffer["name"] for buffer in plan["buffers"] if buffer["space"] == space)
-    return str(name)
 
 
 def _bytes(buffer: dict[str, Any], sizes: Mapping[str, int]) -> int:

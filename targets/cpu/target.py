@@ -69,4 +69,5 @@ TARGET = Target(
     host_device=lambda: host_isa().name,
     pipeline=pass_list,
     lower=lower,
+    drafts=True,
 )

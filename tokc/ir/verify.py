@@ -4,11 +4,13 @@ import onnx
 import onnx_ir as ir
 
 from tokc.errors import VerifyFailed
+from tokc.ir.head import FEATURES
 from tokc.ir.ops import DOMAIN, DOMAIN_VERSION, OPS, Op
 from tokc.ir.program import OPSET, Program
 
 BATCH_INPUTS = ("input_ids", "position_ids")
 RAGGED_INPUTS = ("input_ids", "positions", "sequences", "block_tables", "logit_rows")
+TREE_INPUTS = ("entries", "ancestors")  # both or none
 
 
 def verify(program: Program) -> None:
@@ -140,6 +142,7 @@ def _verify_interface(program: Program) -> None:
     outputs = [str(value.name) for value in program.graph.outputs]
     if "logits" not in outputs:
         return
+    outputs = [name for name in outputs if name != FEATURES]  # which a program may have
     inputs = [str(value.name) for value in program.graph.inputs]
     layers = range(program.config.layers)
     if program.form == "batch":
@@ -151,7 +154,8 @@ def _verify_interface(program: Program) -> None:
             raise VerifyFailed("a ragged program states no layout of its cache", hint="run kv-layout")
         scales = ("key_scale", "value_scale") if program.kv.scaled else ()
         caches = [f"kv.{layer}.{kind}" for layer in layers for kind in ("key", "value", *scales)]
-        expected = [*RAGGED_INPUTS, *caches]
+        trees = TREE_INPUTS if set(TREE_INPUTS) & set(inputs) else ()
+        expected = [*RAGGED_INPUTS, *caches, *trees]
         made = ["logits", *(f"{name}.out" for name in caches)]
     for kind, found, wanted in (("input", inputs, expected), ("output", outputs, made)):
         missing, extra = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
