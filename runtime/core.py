@@ -13,7 +13,7 @@ from tokc.runtime.executors.base import Batch, Executor, Float32s
 from tokc.runtime.sampler import sample
 from tokc.runtime.scheduler import Chunk, Scheduler
 from tokc.runtime.sequence import FinishReason, Logprob, Sequence
-from tokc.runtime.speculation import Speculation
+from tokc.runtime.speculation.controller import Speculation
 
 
 class Event(NamedTuple):

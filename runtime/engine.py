@@ -21,7 +21,8 @@ from tokc.runtime.generation_config import GenerationConfig
 from tokc.runtime.grammar import Grammars
 from tokc.runtime.request import Request
 from tokc.runtime.sequence import Delta, Result, SamplingOptions, SamplingParams, Sequence
-from tokc.runtime.speculation import named_speculation
+from tokc.runtime.speculation.config import SpeculativeConfig
+from tokc.runtime.speculation.controller import speculation_of
 from tokc.runtime.tokenizer import Tokenizer
 from tokc.runtime.tool_calls import HERMES, Tool, ToolFormat, format_of, spelled_out
 
@@ -63,18 +64,19 @@ class Engine:
         threads: int | None = None,
         kv_bytes: int | None = None,
         verify: bool = True,
-        speculate: str | None = None,
+        speculative: SpeculativeConfig | None = None,
     ) -> Self:
         """Load the artifact at `path`, or one that was begun, and return when it was found to be whole.
 
-        `threads` and `kv_bytes` None leave the choice to the executor; `speculate` is one of SPECULATIONS.
-        Raises: ArtifactRefused; RequestRefused for an unknown kind of speculation.
+        `threads` and `kv_bytes` None leave the choice to the executor; `speculative` says how to
+        draft tokens.
+        Raises: ArtifactRefused.
         """
         artifact = (
             path if isinstance(path, Artifact) else Artifact.open(path, verify=False).begin(verify=verify)
         )
         try:
-            engine = cls._assemble(artifact, threads, kv_bytes, speculate)
+            engine = cls._assemble(artifact, threads, kv_bytes, speculative)
         except Exception:
             artifact.finish()  # a damaged file explains it better
             raise
@@ -87,9 +89,12 @@ class Engine:
 
     @classmethod
     def _assemble(
-        cls, artifact: Artifact, threads: int | None, kv_bytes: int | None, speculate: str | None
+        cls,
+        artifact: Artifact,
+        threads: int | None,
+        kv_bytes: int | None,
+        speculative: SpeculativeConfig | None,
     ) -> Self:
-        speculation = None if speculate is None else named_speculation(speculate)
         tokenizer = Tokenizer.of(artifact)
         template = artifact.read_text("chat_template.jinja")
         model = artifact.manifest.model
@@ -98,7 +103,7 @@ class Engine:
         return cls(
             executor,
             tokenizer,
-            core=Core(executor, speculation=speculation),
+            core=Core(executor, speculation=speculation_of(speculative)),
             name=artifact.manifest.name,
             eos_ids=[*model.eos_token_ids, *generation.eos_token_ids],
             chat_template=None if template is None else ChatTemplate(template, model.special_tokens),

@@ -1,11 +1,12 @@
 """The Python API: the same as the command line, for programs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tokc.runtime.engine import Engine
+    from tokc.runtime.speculation.config import SpeculativeConfig
 
 
 def compile(  # noqa: A001 - the field's word for it, and re.compile's precedent
@@ -47,18 +48,20 @@ def load(
     *,
     threads: int | None = None,
     kv_bytes: int | None = None,
-    speculate: str | None = None,
+    speculative_config: "Mapping[str, object] | SpeculativeConfig | None" = None,
     require_signature: str | Path | None = None,
 ) -> "Engine":
     """Load an artifact; `threads` None takes every usable core, `kv_bytes` None a size that fits the machine.
 
-    `speculate` "ngram" drafts tokens from the text so far; the answers are the same. Nothing is run
+    `speculative_config` says how tokens are drafted, in vLLM's names, as in `{"method": "ngram"}`: several
+    are made a step, and the answers are the same. Nothing is run
     unless the owner of the public key `require_signature` (a PEM file) signed the artifact.
-    Raises: ArtifactRefused.
+    Raises: ArtifactRefused; UnknownOption for a wrong configuration.
     """
     from tokc.runtime.artifact import Artifact
     from tokc.runtime.quick_import import quick_imports
 
+    speculative = _speculative(speculative_config)
     artifact = Artifact.open(path, verify=False)
     if require_signature is not None:
         from tokc.runtime.signature import require_signature as check
@@ -68,4 +71,10 @@ def load(
     with quick_imports():
         from tokc.runtime.engine import Engine
 
-    return Engine.open(artifact, threads=threads, kv_bytes=kv_bytes, speculate=speculate)
+    return Engine.open(artifact, threads=threads, kv_bytes=kv_bytes, speculative=speculative)
+
+
+def _speculative(config: "Mapping[str, object] | SpeculativeConfig | None") -> "SpeculativeConfig | None":
+    from tokc.runtime.speculation.config import SpeculativeConfig
+
+    return config if config is None or isinstance(config, SpeculativeConfig) else SpeculativeConfig.of(config)

@@ -17,7 +17,7 @@ from tokc.runtime.engine import Engine
 from tokc.runtime.request import Request
 from tokc.runtime.sampler import sample
 from tokc.runtime.sequence import SamplingParams, Sequence
-from tokc.runtime.speculation import named_speculation
+from tokc.runtime.speculation.controller import Speculation
 
 PAGE, CONTEXT = 4, 40
 MOST_STEPS = 2000
@@ -56,7 +56,7 @@ class Serving(RuleBasedStateMachine):
             self.model,
             token_budget=budget,
             prefix_cache=prefix_cache,
-            speculation=named_speculation("ngram") if speculate else None,
+            speculation=Speculation() if speculate else None,
         )
         self.engine = Engine(self.model, TOKENIZER, eos_ids=[EOS], core=self.core)
         self.running: list[tuple[Request, tuple[int, ...], int, int | None]] = []

@@ -15,7 +15,7 @@ from tokc.errors import RequestRefused
 from tokc.runtime.engine import Engine
 from tokc.runtime.grammar import ANY_OBJECT, Constraint, Grammars, json_schema
 from tokc.runtime.sequence import Result, SamplingParams
-from tokc.runtime.speculation import Speculation
+from tokc.runtime.speculation.controller import Speculation
 
 PERSON = json_schema(
     {

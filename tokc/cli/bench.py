@@ -1,17 +1,21 @@
 """`tokc bench`: measure an artifact on this machine."""
 
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tokc.cli.console import console, print_json, progress
+from tokc.cli.run import Speculative
 
 if TYPE_CHECKING:
     from tokc.cost.measure import Bench, Load
     from tokc.cost.profiling import Steps
+    from tokc.runtime.engine import Engine
 
 
 def bench(
@@ -22,6 +26,7 @@ def bench(
     output_tokens: Annotated[int, typer.Option(min=2, help="Tokens of an answer.")] = 64,
     repetitions: Annotated[int, typer.Option(min=3, help="How often, after a warm-up.")] = 3,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads. [default: every core]")] = None,
+    speculative: Speculative = None,
     profile: Annotated[bool, typer.Option("--profile", help="Time every kernel, too.")] = False,
     context: Annotated[
         int | None, typer.Option(min=2, help="Tokens before a profiled decode step. [default: as measured]")
@@ -37,6 +42,7 @@ def bench(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Measure time to first token, time per token and tokens per second in a closed loop."""
+    import tokc
     from tokc.cost import records
     from tokc.cost.measure import Load
     from tokc.cost.profiling import Steps
@@ -46,7 +52,8 @@ def bench(
         raise typer.BadParameter("--context, --chunk and --svg are of a profile: add --profile")
     batches, load = tuple(batch or (1, 8)), Load(prompt_tokens, output_tokens, repetitions)
     steps = Steps(batches, context or prompt_tokens + output_tokens // 2, chunk)
-    result = _measure(artifact, batches, load, threads, steps if profile else None, device)
+    opened = partial(tokc.load, artifact, threads=threads, speculative_config=speculative)
+    result = _measure(artifact, opened, batches, load, steps if profile else None, device)
     path = out or bench_path(artifact)
     records.write(path, result)
     _draw(result, svg)
@@ -59,13 +66,12 @@ def bench(
 
 def _measure(
     artifact: Path,
+    opened: "Callable[[], Engine]",
     batches: tuple[int, ...],
     load: "Load",
-    threads: int | None,
     steps: "Steps | None",
     device: str | None,
 ) -> "Bench":
-    import tokc
     from tokc.cost import profiling
     from tokc.cost.devices import CpuWatch, probe
     from tokc.cost.measure import Bench, measure, peak_rss_bytes
@@ -79,7 +85,7 @@ def _measure(
     with progress() as say:
         say(f"load {artifact}")
         start_s = time.perf_counter()
-        with tokc.load(artifact, threads=threads) as engine:
+        with opened() as engine:
             load_s = time.perf_counter() - start_s
             watch = CpuWatch()
             points = measure(engine, batches, load, say)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tokc.cli.console import console, needs_extra, print_json, progress
+from tokc.cli.run import Speculative
 
 if TYPE_CHECKING:
     from tokc.cost.serving.load import Arrival, Progress
@@ -32,6 +33,7 @@ def load_test(
     slo: Annotated[list[str] | None, typer.Option(help="As in ttft_p99=500ms or tpot_p95=40ms.")] = None,
     price: Annotated[str | None, typer.Option(help="As in 0.20/h, or a name of the price sheet.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads. [default: every core]")] = None,
+    speculative: Speculative = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="[default: NAME.load.json]")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
@@ -52,7 +54,7 @@ def load_test(
     plan, stated = Plan(work, _arrivals(concurrency, rate, work), effort), parse_price(price or DEFAULT_PRICE)
     with progress() as say:
         if artifact is not None:
-            result = _in_process(artifact, threads, plan, say)
+            result = _in_process(artifact, threads, speculative, plan, say)
         else:
             assert url is not None, "one of the two was given"
             with needs_extra("load", "load-test --url"):
@@ -85,14 +87,16 @@ def _default_out(artifact: Path | None) -> Path:
     return Path("server.load.json") if artifact is None else load_path(artifact)
 
 
-def _in_process(artifact: Path, threads: int | None, plan: "Plan", say: "Progress") -> "ServingBench":
+def _in_process(
+    artifact: Path, threads: int | None, speculative: Speculative, plan: "Plan", say: "Progress"
+) -> "ServingBench":
     import tokc
     from tokc.cost.serving.endpoint import EngineEndpoint
     from tokc.cost.serving.record import Subject, measure_load
     from tokc.report.collect import manifest_sha256
 
     say(f"open {artifact}")
-    with tokc.load(artifact, threads=threads) as engine:
+    with tokc.load(artifact, threads=threads, speculative_config=speculative) as engine:
         subject = Subject(artifact.name, manifest_sha256(artifact))
         return asyncio.run(measure_load(EngineEndpoint(engine), subject, plan, say))
 

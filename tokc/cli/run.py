@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Self
 
 import typer
 
+from tokc.runtime.speculation.config import SpeculativeConfig
+
 if TYPE_CHECKING:
     from tokc.runtime.chat import Message
     from tokc.runtime.engine import Engine
@@ -16,8 +18,14 @@ if TYPE_CHECKING:
 Artifact = Annotated[Path, typer.Argument(help="A NAME.tokc folder.", show_default=False)]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads. [default: every core]")]
 
-Speculate = Annotated[
-    str | None, typer.Option(help="Draft tokens to verify several a step: ngram. The answers are the same.")
+Speculative = Annotated[
+    SpeculativeConfig | None,
+    typer.Option(
+        "--speculative-config",
+        parser=SpeculativeConfig.parse,
+        metavar="JSON",
+        help="""How to draft tokens, as in '{"method": "ngram"}'. The answers are the same.""",
+    ),
 ]
 
 
@@ -31,7 +39,7 @@ def run(
     top_p: Annotated[float, typer.Option(help="Keep the likeliest tokens of this mass.")] = 1.0,
     seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
     threads: Threads = None,
-    speculate: Speculate = None,
+    speculative: Speculative = None,
 ) -> None:
     """Chat with a model, or answer one prompt. Ctrl-C stops an answer; /quit ends."""
     import tokc
@@ -39,7 +47,7 @@ def run(
 
     params = SamplingParams(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
     first: list[Message] = [] if system is None else [{"role": "system", "content": system}]
-    with tokc.load(artifact, threads=threads, speculate=speculate) as engine:
+    with tokc.load(artifact, threads=threads, speculative_config=speculative) as engine:
         if prompt is not None:
             _answer(engine, [*first, {"role": "user", "content": prompt}], params)
         else:

@@ -10,7 +10,7 @@ import typer
 
 import tokc
 from tokc.cli.console import needs_extra
-from tokc.cli.run import Artifact, Speculate, Threads
+from tokc.cli.run import Artifact, Speculative, Threads
 
 if TYPE_CHECKING:
     from tokc.runtime.engine import Engine
@@ -51,7 +51,7 @@ def serve(
     port: Port = 8000,
     threads: Threads = None,
     kv_mb: KvMb = None,
-    speculate: Speculate = None,
+    speculative: Speculative = None,
     api_keys: ApiKeys = None,
     tls_cert: TlsCert = None,
     tls_key: TlsKey = None,
@@ -89,7 +89,7 @@ def serve(
         artifact,
         threads=threads,
         kv_bytes=kv_bytes,
-        speculate=speculate,
+        speculative_config=speculative,
         require_signature=require_signature,
     )
     logs = Logs(usage_log, audit_log, otlp_endpoint)

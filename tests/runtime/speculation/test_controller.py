@@ -7,16 +7,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.runtime.conftest import MakeEngine
-from tokc.errors import RequestRefused
 from tokc.runtime.engine import Engine
-from tokc.runtime.speculation import (
-    MAX_DRAFT,
-    NgramDrafter,
-    Speculation,
-    StepTime,
-    SuffixAutomaton,
-    named_speculation,
-)
+from tokc.runtime.speculation.config import MAX_TOKENS
+from tokc.runtime.speculation.controller import Speculation
+from tokc.runtime.speculation.ngram import NgramDrafter
+from tokc.runtime.speculation.step_time import StepTime
+from tokc.runtime.speculation.suffix_index import SuffixAutomaton
 
 TEXTS = st.lists(st.integers(0, 2), min_size=1, max_size=60)
 PROMPTS = st.lists(st.binary(min_size=1, max_size=14).map(list), min_size=1, max_size=5)
@@ -147,7 +143,7 @@ def test_the_line_is_learned_from_steps_and_begins_with_a_guess() -> None:
 
 def test_drafts_go_round_a_loop_and_stay_bounded() -> None:
     drafter = NgramDrafter()
-    assert drafter.draft([1, 2, 3], MAX_DRAFT) == []
+    assert drafter.draft([1, 2, 3], MAX_TOKENS) == []
     assert drafter.draft([1, 2, 3, 1, 2, 3, 1, 2], 5) == [3, 1, 2, 3, 1]
 
 
@@ -161,8 +157,3 @@ def test_acceptance_falls_with_refused_drafts_and_recovers_without_any() -> None
     for _ in range(200):
         drafter.learn(0, 0)
     assert drafter.acceptance > 0.8 * first
-
-
-def test_an_unknown_kind_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(RequestRefused, match="unknown speculation 'eagle'; choose from ngram"):
-        named_speculation("eagle")
