@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--bits", nargs="+", type=int, choices=[2, 3, 4, 8], default=[4])
     parser.add_argument("--group", type=int, default=GROUP)
+    parser.add_argument("--scale-bits", nargs="+", type=int, choices=[8, 16], default=[16])
     parser.add_argument(
         "--shape", nargs="+", default=[f"{n}x{k}" for shapes in SHAPES.values() for n, k in shapes]
     )
@@ -60,9 +61,11 @@ def main() -> None:
                 bias=False,
                 y_stride=n,
                 block=options.group,
+                scale_bits=scale_bits,
             )
             for n, k in shapes
             for bits in options.bits
+            for scale_bits in options.scale_bits
         ]
         started = perf_counter()
         code = compile_kernels(kernels, ISAS[name])
@@ -86,7 +89,8 @@ def measure(library: Any, kernels: list[QuantLinear], row_counts: list[int], thr
             seconds = best(library, pool, index, kernel, rows, memory)
             rate, ops = packed_bytes(kernel) / seconds, 2 * rows * kernel.n * kernel.k / seconds
             print(
-                f"    {kernel.n:>6}x{kernel.k:<5} int{kernel.bits} rows {rows:>4}: {seconds * 1e6:9.1f} us"
+                f"    {kernel.n:>6}x{kernel.k:<5} int{kernel.bits} scales {kernel.scale_bits:>2}"
+                f" rows {rows:>4}: {seconds * 1e6:9.1f} us"
                 f" {rate / 1e9:6.1f} GB/s ({rate / roof:4.0%} of roof) {ops / 1e9:7.0f} GOP/s"
             )
     library.tokc_close(pool)

@@ -39,17 +39,20 @@ def weights(  # noqa: PLR0913 - the options of a row
     act: int = 32,
     rotate: bool = False,
     kv: str = "f16",
+    scales: int = 16,
 ) -> Row:
     """Return a row of quantize-weights; `act` columns of activations share a scale, 0 keeps them f32."""
     spelled = f"{'rotate-' if rotate else ''}{method}-w{bits}"
     spelled += ("" if group == 32 else f"-g{group}") + ("" if symmetric else "-asym")
     spelled += ("" if kv == "f16" else f"-kv{kv}") + ("" if act else "-a32")
+    spelled += "" if scales == 16 else f"-s{scales}"
     quantize = (
         f"quantize-weights{{bits={bits} group={group} method={method} symmetric={str(symmetric).lower()} "
-        f"head_bits=8 act_group={act}}}"
+        f"head_bits=8 act_group={act}{'' if scales == 16 else f' scale_bits={scales}'}}}"
     )
     name = f"{'rotation + ' if rotate else ''}{method}" + ("" if symmetric else ", offsets")
     name += ("" if kv == "f16" else f", cache {kv}") + ("" if act else ", f32 activations")
+    name += "" if scales == 16 else f", scales of {scales} bits"
     return Row(spelled, name, str(bits), group, pipeline(quantize, rotate=rotate, kv=kv))
 
 
@@ -83,6 +86,8 @@ ROWS = (
     weights("rtn", 4, rotate=True),
     weights("gptq", 4, rotate=True),
     weights("gptq", 3, rotate=True),
+    weights("rtn", 8, scales=8),
+    *(weights(method, 4, scales=8) for method in METHODS),
     weights("rtn", 8, kv="int8"),
     weights("rtn", 8, kv="int4"),
     floats("e4m3", "8"),

@@ -10,10 +10,10 @@ import onnx_ir as ir
 from tokc.ir.ops import make_node
 from tokc.ir.program import Program
 from tokc.ir.rewrite import drop, initializer, made_by, parts_of
-from tokc.passes.quantization.allocation import SCALE_BITS, bits_by_weight, described
+from tokc.passes.quantization.allocation import bits_by_weight, described
 from tokc.passes.quantization.calibrated import Job, quantize_in_order
 from tokc.passes.quantization.experts import calibratable, is_experts, joined, quant_moe_linear
-from tokc.passes.quantization.grid import NARROW, WIDE, WIDTHS, Grid
+from tokc.passes.quantization.grid import F32, NARROW, WIDE, WIDTHS, Grid, Quantized
 from tokc.passes.quantization.methods import CALIBRATED, Method, MethodName, without_calibration
 from tokc.passes.quantization.pack import Packed, pack
 from tokc.passes.quantization.stored import Stored, in_f32, source_of, stored_weight
@@ -37,6 +37,7 @@ class QuantizeWeights:
     to 8 bits. `requantize=true` puts those that have as many bits as asked or more, but are on another grid,
     on the one asked for. A table that is the embedding and the head at once is stored once. `head_bits=32`
     leaves a plain embedding and head alone.
+    ``scale_bits=8`` rounds the scales of weights that are rounded anyway to counts of a unit of their row.
     `act_group` activation columns share a scale; 0 leaves the activations in f32.
 
     Methods `rtn`, `rtn-mse` and `hqq` look at a weight alone, when its codes are first read, so that no more
@@ -45,7 +46,7 @@ class QuantizeWeights:
     the head, and what goes to 8 bits for want of a kernel, they leave to `rtn-mse`.
     ``bits=auto budget=4.25`` measures what 2, 3, 4 and 8 bits cost each layer on the text and spends so many
     bits a linear weight, scales counted, where they help most; it goes with every method.
-    Saves about ``(32 - bits - 16 / group) / 8`` bytes a weight and decoded token.
+    Saves about ``(32 - bits - scale_bits / group) / 8`` bytes a weight and decoded token.
     Lossy: weights are rounded, activations too unless ``act_group=0``; with it, kept grids are exact.
     """
 
@@ -60,6 +61,7 @@ class QuantizeWeights:
     act_group: int = 32
     requantize: bool = False
     budget: float = 0.0
+    scale_bits: Literal[8, 16] = 16
 
     def __post_init__(self) -> None:
         """Refuse options that make no grid."""
@@ -80,7 +82,7 @@ class QuantizeWeights:
         """Return the bits of a linear weight that is not measured: with a budget the most within it."""
         if self.bits != "auto":
             return self.bits
-        scales = SCALE_BITS * (1 if self.symmetric else 2) / max(1, self.group)
+        scales = self.scale_bits * (1 if self.symmetric else 2) / max(1, self.group)
         return max((bits for bits in WIDTHS if bits + scales <= self.budget), default=WIDTHS[0])
 
     def run(self, program: Program) -> Program:
@@ -157,7 +159,8 @@ class QuantizeWeights:
         return jobs
 
     def _grid(self, bits: int) -> Grid:
-        return Grid(bits=bits, group=self.group, symmetric=self.symmetric or bits == WIDE)
+        symmetric = self.symmetric or bits == WIDE
+        return Grid(bits, self.group, symmetric, self.scale_bits if symmetric else 16)
 
     def _goes_to(self, source: "Stored | ir.TensorProtocol", bits: int) -> Grid | None:
         """Return the grid that a weight goes to, or None where it stays as it is or is only narrowed."""
@@ -187,6 +190,8 @@ class QuantizeWeights:
         attributes = {"zero_point": weight.grid.zero_point, "block_size": weight.grid.group}
         if weight.grid.bits < NARROW:
             attributes["bits"] = weight.grid.bits
+        if weight.grid.scale_bits < 16:
+            attributes["scale_bits"] = weight.grid.scale_bits
         operands = [weight.codes, weight.scale, weight.offset]
         if node.op_type == "Gather":
             return make_node("QuantEmbedding", [node.inputs[1], *operands], attributes)
@@ -250,7 +255,11 @@ class _Deferred:
 def _quantized(name: str, source: Stored | ir.TensorProtocol, method: Method, grid: Grid) -> Packed:
     parts = (source,) if isinstance(source, Stored) else parts_of(source)
     with require_finite(name):
-        return pack(name, joined([method.quantize(in_f32(part), grid) for part in parts]))
+        return pack(name, joined([_rounded(in_f32(part), method, grid) for part in parts]))
+
+
+def _rounded(w: F32, method: Method, grid: Grid) -> Quantized:
+    return grid.with_narrow_scales(w, method.quantize(w, grid))
 
 
 def _kept(value: ir.Value, stored: Stored, grid: Grid) -> _Weight:

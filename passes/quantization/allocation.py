@@ -22,7 +22,6 @@ from tokc.passes.quantization.calibrated import Job
 from tokc.passes.quantization.grid import WIDE, WIDTHS, Grid
 from tokc.quality.calibration import calibration, layers
 
-SCALE_BITS = 16  # of a scale or an offset
 Key = TypeVar("Key")
 
 
@@ -129,9 +128,9 @@ def described(bits: Collection[int]) -> str:
 
 
 def _grids(like: Grid) -> list[Grid]:
-    return [Grid(bits, like.group, like.symmetric or bits == WIDE) for bits in WIDTHS]
+    return [Grid(bits, like.group, like.symmetric or bits == WIDE, like.scale_bits) for bits in WIDTHS]
 
 
 def _size(shape: tuple[int, ...], grid: Grid) -> int:
-    scales = SCALE_BITS * (1 if grid.symmetric else 2) * shape[0] * grid.groups(shape[1])
+    scales = grid.scale_bits * (1 if grid.symmetric else 2) * shape[0] * grid.groups(shape[1])
     return int(np.prod(shape)) * grid.bits + scales

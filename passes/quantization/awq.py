@@ -44,8 +44,8 @@ class ClippedRounding:
 
         with ThreadPoolExecutor(self.threads) as pool:
             list(pool.map(work, row_chunks(*w.shape, elements=CHUNK)))
-        found = Quantized(codes, scale, offset)
-        return nearer_rows(w, grid, [found, nearest], statistics, self.threads)
+        candidates = [grid.with_narrow_scales(w, one) for one in (Quantized(codes, scale, offset), nearest)]
+        return nearer_rows(w, grid, candidates, statistics, self.threads)
 
 
 def _clipped(w: F32, grid: Grid, blocks: F32) -> Quantized:

@@ -49,7 +49,7 @@ class Gptq:
 
         Raises: NotFinite if `w` holds an infinity or a NaN.
         """
-        fitted = self.scales.quantize(w, grid)
+        fitted = grid.with_narrow_scales(w, self.scales.quantize(w, grid))
         order = np.argsort(-np.diagonal(statistics.gram), kind="stable")
         damp = min(max(len(order) / statistics.tokens, self.damp[0]), self.damp[1])
         factor = inverse_factor(statistics.gram[np.ix_(order, order)], damp)
@@ -62,7 +62,8 @@ class Gptq:
         with ThreadPoolExecutor(self.threads) as pool:
             list(pool.map(work, chunks))
         found = Quantized(codes, fitted.scale, fitted.offset)
-        return nearer_rows(w, grid, [found, fitted, grid.quantize(w)], statistics, self.threads)
+        nearest = grid.with_narrow_scales(w, grid.quantize(w))
+        return nearer_rows(w, grid, [found, fitted, nearest], statistics, self.threads)
 
 
 def _compensated(w: F32, fitted: Quantized, grid: Grid, factor: F32, order: npt.NDArray[np.intp]) -> Codes:

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from tokc.passes.quantization.narrow_scales import narrowed
+
 F32 = npt.NDArray[np.float32]
 F16 = npt.NDArray[np.float16]
 Codes = npt.NDArray[np.uint8 | np.int8]
@@ -43,11 +45,15 @@ class Quantized:
 
 @dataclass(frozen=True)
 class Grid:
-    """Describe a grid: `bits` a code, `group` columns a scale, and whether it is centred on zero."""
+    """Describe a grid: `bits` a code, `group` columns a scale, and whether it is centred on zero.
+
+    Scales of 8 bits are fp16 numbers too (`narrow_scales.py`): `with_narrow_scales` makes them.
+    """
 
     bits: int = 4
     group: int = 32
     symmetric: bool = True
+    scale_bits: int = 16
 
     def __post_init__(self) -> None:
         """Refuse grids that no kernel can run."""
@@ -55,6 +61,10 @@ class Grid:
             raise ValueError(f"a grid has 2, 3, 4 or 8 bits, not {self.bits}")
         if self.bits == WIDE and not self.symmetric:
             raise ValueError("a grid of 8 bits is symmetric")
+        if self.scale_bits not in {WIDE, 16}:
+            raise ValueError(f"a scale has 8 or 16 bits, not {self.scale_bits}")
+        if self.scale_bits == WIDE and not self.symmetric:
+            raise ValueError("scales of 8 bits go with symmetric grids")
         if self.group < 1:
             raise ValueError(f"a group has at least one column, not {self.group}")
 
@@ -117,6 +127,13 @@ class Grid:
         """Round `w` to the nearest point of the grid that spans each group."""
         scale, offset = self.fit(w)
         return Quantized(self.encode(w, scale, offset), scale, offset)
+
+    def with_narrow_scales(self, w: F32, quantized: Quantized) -> Quantized:
+        """Return whole rows of `w` on this grid, scales moved to the nearest of `scale_bits`."""
+        if self.scale_bits != WIDE:
+            return quantized
+        scale = narrowed(quantized.scale)
+        return Quantized(self.encode(w, scale), scale)
 
     def dequantize(self, quantized: Quantized) -> F32:
         """Return what `quantized` stands for."""

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tokc.errors import TargetRefused
+from tokc.passes.quantization.narrow_scales import in_units
 from tokc.targets.cpu.kernels.linear import Linear
 from tokc.targets.cpu.kernels.quant_linear import QuantLinear
 from tokc.targets.cpu.kernels.quant_linear_codes import QUADS, packed_codes
@@ -32,9 +33,14 @@ def pack_quant(q: Array, scale: Array, offset: Array | None, spec: QuantLinear) 
     for first in range(0, spec.tiles, SLAB_TILES):
         slab = out[first : first + SLAB_TILES]
         rows = slice(first * lanes, (first + len(slab)) * lanes)
-        _scales(slab, scale[rows], spec, 0)
+        if spec.narrow_scales:
+            units, steps = in_units(scale[rows])
+            _lanes(slab, units[:, None], spec, 0)
+            _lanes(slab, steps, spec, spec.scales_at)
+        else:
+            _lanes(slab, scale[rows].astype(np.float16), spec, 0)
         if offset is not None:
-            _scales(slab, offset[rows], spec, spec.scale_bytes)
+            _lanes(slab, offset[rows].astype(np.float16), spec, spec.scale_bytes)
         size = spec.groups * spec.vectors * 4 * lanes
         slab[:, spec.quants_at : spec.quants_at + size] = _quants(q[rows], len(slab), spec)
     return out.reshape(-1)
@@ -55,9 +61,10 @@ def _padded(rows: Array, count: int) -> Array:
     return rows if len(rows) == count else np.pad(rows, ((0, count - len(rows)), (0, 0)))
 
 
-def _scales(slab: Array, values: Array, spec: QuantLinear, at: int) -> None:
-    lanes, halves = spec.isa.lanes, values.astype(np.float16)
-    tiles = _padded(halves, len(slab) * lanes).reshape(len(slab), lanes, spec.blocks).transpose(0, 2, 1)
+def _lanes(slab: Array, values: Array, spec: QuantLinear, at: int) -> None:
+    """Write values [rows, some] to byte `at` of each tile, [some, lanes]."""
+    lanes = spec.isa.lanes
+    tiles = _padded(values, len(slab) * lanes).reshape(len(slab), lanes, -1).transpose(0, 2, 1)
     data = np.ascontiguousarray(tiles).reshape(len(slab), -1).view(np.uint8)
     slab[:, at : at + data.shape[1]] = data
 

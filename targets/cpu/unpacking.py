@@ -9,14 +9,14 @@ import numpy.typing as npt
 
 from tokc.targets.cpu.isa import Isa
 from tokc.targets.cpu.kernels.linear import Linear
-from tokc.targets.cpu.kernels.quant_linear import GROUP, QuantLinear
+from tokc.targets.cpu.kernels.quant_linear import GROUP, NARROW_SCALE, QuantLinear
 from tokc.targets.cpu.kernels.quant_linear_codes import QUADS, fields
 
 Array = npt.NDArray[Any]
 
 QUANT = re.compile(
     r"^(?:embedding_of_)?quant_linear_(?P<n>\d+)x(?P<k>\d+)_q(?P<bits>\d)(?P<grid>[sa])(?:g(?P<block>\d+))?"
-    r"(?P<bias>_bias)?_(?P<stride>\d+)$"
+    r"(?P<scales>n)?(?P<bias>_bias)?_(?P<stride>\d+)$"
 )
 PLAIN = re.compile(
     r"^(?:embedding_of_)?linear_(?P<n>\d+)x(?P<k>\d+)(?P<bias>_bias)?_(?P<x_stride>\d+)_(?P<stride>\d+)$"
@@ -47,6 +47,7 @@ def kernel_of(symbol: str, isa: Isa) -> QuantLinear | Linear | None:
             quant["bias"] is not None,
             int(quant["stride"]),
             int(quant["block"] or GROUP),
+            NARROW_SCALE if quant["scales"] else 16,
         )
     if plain is not None:
         bias, strides = plain["bias"] is not None, (int(plain["x_stride"]), int(plain["stride"]))
@@ -63,8 +64,8 @@ def unpack_quant(data: Array, spec: QuantLinear) -> Unpacked:
     middle = 1 << spec.bits - 1
     return Unpacked(
         codes=_codes(np.ascontiguousarray(vectors), spec),
-        scale=_scales(tiles, spec, 0),
-        offset=None if spec.symmetric else _scales(tiles, spec, spec.scale_bytes),
+        scale=_scales(tiles, spec),
+        offset=None if spec.symmetric else _lanes(tiles, spec, spec.scale_bytes, np.float16),
         zero_point=middle if spec.symmetric and not wide else 0,
         block=spec.block,
     )
@@ -76,10 +77,18 @@ def unpack_linear(data: Array, spec: Linear) -> npt.NDArray[np.float32]:
     return np.ascontiguousarray(panels.transpose(0, 2, 1).reshape(-1, spec.k)[: spec.n])
 
 
-def _scales(tiles: Array, spec: QuantLinear, at: int) -> Array:
-    lanes = spec.isa.lanes
-    data = np.ascontiguousarray(tiles[:, at : at + spec.blocks * lanes * 2]).view(np.float16)
-    rows = data.reshape(spec.tiles, spec.blocks, lanes).transpose(0, 2, 1).reshape(-1, spec.blocks)
+def _scales(tiles: Array, spec: QuantLinear) -> Array:
+    if not spec.narrow_scales:
+        return _lanes(tiles, spec, 0, np.float16)
+    units = _lanes(tiles, spec, 0, np.float32, 1)
+    return (_lanes(tiles, spec, spec.scales_at, np.int8) * units).astype(np.float16)
+
+
+def _lanes(tiles: Array, spec: QuantLinear, at: int, kind: type[np.generic], count: int = 0) -> Array:
+    """Return values [n, count] of each tile's byte `at`, by default as many as a row has scales."""
+    lanes, count = spec.isa.lanes, count or spec.blocks
+    data = np.ascontiguousarray(tiles[:, at : at + count * lanes * np.dtype(kind).itemsize]).view(kind)
+    rows = data.reshape(spec.tiles, count, lanes).transpose(0, 2, 1).reshape(-1, count)
     return np.ascontiguousarray(rows[: spec.n])
 
 

@@ -103,7 +103,8 @@ class Weights:
                 where=f"node '{node.name}'",
                 hint=f"it takes groups of multiples of {GROUP}",
             )
-        return QuantLinear(self._isa, rows, columns, bits, symmetric, bias, padded(rows), block)
+        scale_bits = integer(node, "scale_bits", 16)
+        return QuantLinear(self._isa, rows, columns, bits, symmetric, bias, padded(rows), block, scale_bits)
 
     def _bias(self, node: ir.Node, index: int) -> Tensor | None:
         value = node.inputs[index] if len(node.inputs) > index else None

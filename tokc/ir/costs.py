@@ -85,18 +85,20 @@ def value_bytes(value: ir.Value | None, step: Step) -> float:
 
 
 def constant_bytes(value: ir.Value) -> float:
-    """Return the bytes that a constant takes; codes that are narrower than their type count their width."""
+    """Return the bytes of a constant; codes and scales narrower than their type count their width."""
     assert value.const_value is not None, f"'{value.name}' is no constant"
     bits = code_bits(value)
     return float(value.const_value.nbytes) if bits is None else value.const_value.size * bits / 8
 
 
 def code_bits(value: ir.Value) -> int | None:
-    """Return the width of the codes of a weight on a grid, None where it is that of their type."""
+    """Return the width of codes or scales of a weight on a grid, None where it is that of their type."""
     for node, index in value.uses():
-        bits = node.attributes.get_int("bits", 0) if CODES_AT.get(node.op_type) == index else 0
-        if bits:
-            return bits
+        at = CODES_AT.get(node.op_type)
+        if at is not None and index in {at, at + 1}:
+            bits = node.attributes.get_int("bits" if index == at else "scale_bits", 0)
+            if bits:
+                return bits
     return None
 
 
@@ -156,7 +158,9 @@ def embedding_bytes(node: ir.Node, step: Step) -> float:
     made = elements(node.outputs[0], step)
     codes, scale = operand(node, 1), operand(node, 2)
     bits = 8.0 if codes is None or codes.dtype is None else float(code_bits(codes) or codes.dtype.bitwidth)
-    scale_bits = 16.0 if scale is None or scale.dtype is None else float(scale.dtype.bitwidth)
+    scale_bits = 16.0
+    if scale is not None and scale.dtype is not None:
+        scale_bits = float(code_bits(scale) or scale.dtype.bitwidth)
     per_row = (static_dim(codes, 1) * bits + static_dim(scale, 1) * scale_bits) / 8
     rows = made / (static_dim(codes, 1) or 1)
     return rows * per_row + made * ACTIVATION_BYTES

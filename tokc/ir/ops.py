@@ -41,7 +41,14 @@ class Op:
         return tuple(name for name in self.inputs if not name.endswith("?"))
 
 
-_GRID: Mapping[str, Attribute] = {"zero_point": 0, "block_size": 32, "bits": 0, "format": "", "block_rows": 1}
+_GRID: Mapping[str, Attribute] = {
+    "zero_point": 0,
+    "block_size": 32,
+    "bits": 0,
+    "scale_bits": 16,
+    "format": "",
+    "block_rows": 1,
+}
 _HEADS: Mapping[str, Attribute] = {"heads": 1, "kv_heads": 1}
 
 OPS: Mapping[str, Op] = {

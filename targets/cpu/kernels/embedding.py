@@ -115,12 +115,18 @@ def _tile(spec: QuantLinear) -> Any:
     def body(arguments: Arguments) -> None:
         ids, y = arguments.buffer("ids", "int32"), arguments.buffer("y", "float32")
         w, half = arguments.buffer("w", "uint8"), arguments.buffer("w", "float16")
+        narrow, units = arguments.buffer("w", "int8"), arguments.buffer("w", "float32")
         with arguments.share(arguments.rows) as row:
             token = T.Bind(ids[row])
             tile, lane = T.Bind(T.Cast("int64", token // lanes)), T.Bind(token % lanes)
             with T.serial(0, spec.groups) as group:
                 at = T.Bind(tile * (spec.tile_bytes // 2) + scale_of(group, spec) * lanes + lane)
-                scale = T.Bind(T.Cast("float32", half[at]))
+                if spec.narrow_scales:
+                    unit = units[tile * (spec.tile_bytes // 4) + lane]
+                    place = tile * spec.tile_bytes + spec.scales_at + scale_of(group, spec) * lanes + lane
+                    scale = T.Bind(T.Cast("float32", narrow[place]) * unit)
+                else:
+                    scale = T.Bind(T.Cast("float32", half[at]))
                 offset = None
                 if not spec.symmetric:
                     offset = T.Bind(T.Cast("float32", half[at + spec.scale_bytes // 2]))

@@ -5,7 +5,8 @@ ascending order. So an element's bits do not depend on how many rows there are, 
 on the thread.
 
 The weight is cut into tiles of `lanes` output rows. A tile holds, each part at a multiple of 64 bytes:
-    scales  f16[blocks, lanes], a block being the columns that share a scale
+    units   f32[lanes]   (scales of 8 bits only)
+    scales  f16[blocks, lanes], a block being the columns that share a scale; or i8, in units of their row
     offsets f16[blocks, lanes]   (asymmetric grids only)
     quants  u8[groups, bits, lanes, 4], codes of up to 4 bits as in quant_linear_codes.py;
             int8 is stored + 128 where the ISA multiplies unsigned by signed bytes
@@ -19,13 +20,15 @@ from tokc.targets.cpu.isa import Isa
 GROUP = 32
 L2_BYTES = 1 << 20
 TILES_AT_ONCE = 2
+NARROW_SCALE = 8
 
 
 @dataclass(frozen=True)
 class QuantLinear:
     """y f32[rows, n] of xq i8[rows, k]; `bits` 2, 3, 4 or 8; int8 is symmetric.
 
-    `block` columns, a multiple of 32, share a weight scale; the last block of a row may be short.
+    `block` columns, a multiple of 32, share a weight scale of `scale_bits` 16, or 8 on symmetric grids; the
+    last block of a row may be short.
     """
 
     isa: Isa
@@ -36,14 +39,21 @@ class QuantLinear:
     bias: bool
     y_stride: int
     block: int = GROUP
+    scale_bits: int = 16
 
     @property
     def symbol(self) -> str:
         """Return the C symbol."""
         grid = "s" if self.symmetric else "a"
         block = f"g{self.block}" if self.block != GROUP else ""
+        scales = "n" if self.narrow_scales else ""
         bias = "_bias" if self.bias else ""
-        return f"quant_linear_{self.n}x{self.k}_q{self.bits}{grid}{block}{bias}_{self.y_stride}"
+        return f"quant_linear_{self.n}x{self.k}_q{self.bits}{grid}{block}{scales}{bias}_{self.y_stride}"
+
+    @property
+    def narrow_scales(self) -> bool:
+        """Return whether scales are i8, in units of their row."""
+        return self.scale_bits == NARROW_SCALE
 
     @property
     def args(self) -> tuple[str, ...]:
@@ -73,12 +83,17 @@ class QuantLinear:
     @property
     def scale_bytes(self) -> int:
         """Return the size of a tile's scales."""
-        return -(-self.blocks * self.isa.lanes * 2 // 64) * 64
+        return _lines(self.blocks * self.isa.lanes * self.scale_bits // 8)
+
+    @property
+    def scales_at(self) -> int:
+        """Return where a tile's scales begin, behind its units."""
+        return _lines(self.isa.lanes * 4) if self.narrow_scales else 0
 
     @property
     def quants_at(self) -> int:
         """Return where a tile's quants begin."""
-        return self.scale_bytes * (1 if self.symmetric else 2)
+        return self.scales_at + self.scale_bytes * (1 if self.symmetric else 2)
 
     @property
     def vectors(self) -> int:
@@ -88,8 +103,7 @@ class QuantLinear:
     @property
     def tile_bytes(self) -> int:
         """Return the size of a tile."""
-        size = self.quants_at + self.groups * self.vectors * 4 * self.isa.lanes
-        return -(-size // 64) * 64
+        return _lines(self.quants_at + self.groups * self.vectors * 4 * self.isa.lanes)
 
     @property
     def stored_zero(self) -> int:
@@ -108,3 +122,8 @@ class QuantLinear:
         from tokc.targets.cpu.kernels.quant_linear_tile import build
 
         return build(self)
+
+
+def _lines(size: int) -> int:
+    """Return `size` bytes rounded up to cache lines."""
+    return -(-size // 64) * 64

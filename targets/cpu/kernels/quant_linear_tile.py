@@ -44,6 +44,8 @@ class Body:
         """Declare buffers."""
         self.spec, self.arguments, self.lanes = spec, arguments, spec.isa.lanes
         self.w, self.half = arguments.buffer("w", "uint8"), arguments.buffer("w", "float16")
+        if spec.narrow_scales:
+            self.narrow, self.units = arguments.buffer("w", "int8"), arguments.buffer("w", "float32")
         self.xq, self.xs = arguments.buffer("xq", "int32"), arguments.buffer("xs", "float32")
         self.xsum, self.y = arguments.buffer("xsum", "int32"), arguments.buffer("y", "float32")
         self.bias = arguments.buffer("bias", "float32") if spec.bias else None
@@ -72,8 +74,12 @@ class Body:
             yield codes if spec.bits == 8 else T.Bind(codes), quad
 
     def scale_and_offset(self, tile: Expr, group: Expr) -> tuple[Expr, Expr | None]:
-        """Return a group's scales and offsets, one a lane, in f32."""
+        """Return a group's scales and offsets, one a lane, in f32; a narrow scale times its unit is exact."""
         spec, kind = self.spec, f"float32x{self.lanes}"
+        if spec.narrow_scales:
+            start = tile * spec.tile_bytes + spec.scales_at + scale_of(group, spec) * self.lanes
+            units = self.units[ramp(tile * (spec.tile_bytes // 4), self.lanes)]
+            return T.Bind(T.Cast(kind, self.narrow[ramp(start, self.lanes)]) * units), None
         start = tile * (spec.tile_bytes // 2) + scale_of(group, spec) * self.lanes
         scale = T.Bind(T.Cast(kind, self.half[ramp(start, self.lanes)]))
         if spec.symmetric:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tokc.passes.quantization.narrow_scales import narrowed
 from tokc.targets.cpu.isa import Isa
 from tokc.targets.cpu.kernels.embedding import Embedding, LinearEmbedding, QuantEmbedding
 from tokc.targets.cpu.kernels.linear import Linear
@@ -19,6 +20,7 @@ GRIDS = (
     *((4, True, 32), (4, False, 64), (8, True, 32)),
     *((3, True, 64), (3, False, 32), (2, True, 128)),
 )
+NARROW_SCALED = ((4, True, 32), (8, True, 32), (3, True, 64))
 N, K, STRIDE = 100, 96, 128
 
 
@@ -49,7 +51,9 @@ def cases(isa: Isa, rows: int = 37) -> Iterator[Case]:
     """Yield every kernel family in every form, at sizes that leave tails everywhere."""
     rng = np.random.default_rng(11)
     for bits, symmetric, block in GRIDS:
-        yield from _quant_cases(isa, rows, bits, symmetric, block, rng)
+        yield from _quant_cases(isa, rows, (bits, symmetric, block, 16), rng)
+    for bits, symmetric, block in NARROW_SCALED:
+        yield from _quant_cases(isa, rows, (bits, symmetric, block, 8), rng)
     w = rng.standard_normal((N, K)).astype(np.float32)
     x = rng.standard_normal((rows, K)).astype(np.float32)
     bias = np.zeros(STRIDE, np.float32)
@@ -64,17 +68,20 @@ def cases(isa: Isa, rows: int = 37) -> Iterator[Case]:
 
 
 def _quant_cases(
-    isa: Isa, rows: int, bits: int, symmetric: bool, block: int, rng: np.random.Generator
+    isa: Isa, rows: int, grid: tuple[int, bool, int, int], rng: np.random.Generator
 ) -> Iterator[Case]:
+    bits, symmetric, block, scale_bits = grid
     low, high = (0, 1 << bits) if bits <= 4 else (-127, 128)
     q = rng.integers(low, high, (N, K)).astype(np.uint8 if bits <= 4 else np.int8)
     blocks = -(-K // block)
     scale = (rng.random((N, blocks)) * 0.01 + 0.001).astype(np.float16)
+    if scale_bits == 8:
+        scale = narrowed(scale)
     offset = None if symmetric else (rng.standard_normal((N, blocks)) * 0.01).astype(np.float16)
     bias = np.zeros(STRIDE, np.float32)
     bias[:N] = rng.standard_normal(N)
     with_bias = block != GROUP
-    kernel = QuantLinear(isa, N, K, bits, symmetric, bias=with_bias, y_stride=STRIDE, block=block)
+    kernel = QuantLinear(isa, N, K, bits, symmetric, with_bias, STRIDE, block, scale_bits)
     w = (q.astype(np.float64) - (1 << bits >> 1 if bits <= 4 and symmetric else 0)) * spread(scale, block)
     if offset is not None:
         w = w + spread(offset, block)

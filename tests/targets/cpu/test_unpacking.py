@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from tests.targets.cpu.linear_cases import GRIDS
+from tests.targets.cpu.linear_cases import GRIDS, NARROW_SCALED
+from tokc.passes.quantization.narrow_scales import narrowed
 from tokc.targets.cpu.isa import ISAS
 from tokc.targets.cpu.kernels.embedding import LinearEmbedding, QuantEmbedding
 from tokc.targets.cpu.kernels.linear import Linear
@@ -15,16 +16,20 @@ RNG = np.random.default_rng(5)
 N, K = 100, 160
 
 
-@pytest.mark.parametrize("grid", GRIDS, ids=str)
+@pytest.mark.parametrize(
+    "grid", [*((*grid, 16) for grid in GRIDS), *((*grid, 8) for grid in NARROW_SCALED)], ids=str
+)
 @pytest.mark.parametrize("name", ISAS)
-def test_codes_scales_and_offsets_come_back(name: str, grid: tuple[int, bool, int]) -> None:
-    bits, symmetric, block = grid
+def test_codes_scales_and_offsets_come_back(name: str, grid: tuple[int, bool, int, int]) -> None:
+    bits, symmetric, block, scale_bits = grid
     low, high = (0, 1 << bits) if bits <= 4 else (-127, 128)
     codes = RNG.integers(low, high, (N, K)).astype(np.uint8 if bits <= 4 else np.int8)
     shape = (N, -(-K // block))
     scale = RNG.standard_normal(shape).astype(np.float16)
+    if scale_bits == 8:
+        scale = narrowed(scale)
     offset = None if symmetric else RNG.standard_normal(shape).astype(np.float16)
-    kernel = QuantLinear(ISAS[name], N, K, bits, symmetric, bias=block == 64, y_stride=128, block=block)
+    kernel = QuantLinear(ISAS[name], N, K, bits, symmetric, block == 64, 128, block, scale_bits)
     packed = pack_quant(codes, scale, offset, kernel)
     assert kernel_of(kernel.symbol, ISAS[name]) == kernel
     assert kernel_of(QuantEmbedding(kernel).symbol, ISAS[name]) == kernel
