@@ -9,26 +9,36 @@ from collections.abc import Sequence as Items
 import numpy as np
 import numpy.typing as npt
 
-from tokc.runtime.executors.base import Float32s
+from tokc.runtime.executors.base import Float32s, Int32s
 from tokc.runtime.penalties import PenaltyState
 from tokc.runtime.sequence import Logprob, SamplingParams, Sequence
 
 Choice = tuple[int, Logprob | None]
 
 _UINT64 = 0xFFFF_FFFF_FFFF_FFFF
-_NUCLEUS_GUESSES = (64, 1024)
+# A nucleus is looked for among the tokens of at least this share of the likeliest one's probability.
+_NUCLEUS_CUTS = (1e-2, 1e-4, 0.0)
+_SUMS_DIFFER = 1 - 1e-9  # by less than this, whatever the order of their f64 additions
 
 
-def sample(logits: Float32s, sequences: Items[Sequence]) -> list[Choice]:
-    """Return a token, and its log probability where asked, for each row of logits f32[rows, vocab]."""
+def sample(
+    logits: Float32s, sequences: Items[Sequence], rows: Items[int], likeliest: Int32s | None = None
+) -> list[Choice]:
+    """Return a token, and its log probability where asked, for each sequence; its logits are row `rows[i]`.
+
+    Shapes: logits f32[rows, vocab]; likeliest i32[rows], if the executor found them.
+    """
     if all(sequence.params.plain_greedy for sequence in sequences):
-        return [(token, None) for token in logits.argmax(axis=1).tolist()]
-    return [_choose(row, sequence) for row, sequence in zip(logits, sequences, strict=True)]
+        best = [int(logits[row].argmax()) for row in rows] if likeliest is None else likeliest[rows].tolist()
+        return [(token, None) for token in best]
+    return [_choose(logits[row], sequence) for row, sequence in zip(rows, sequences, strict=True)]
 
 
 def draw(logits: Float32s, params: SamplingParams, uniform: float) -> int:
     """Draw a token with temperature, then top-k, top-p and min-p; `uniform` lies in [0, 1)."""
-    weights = np.exp((logits - logits.max()) * np.float32(1 / params.temperature))
+    weights = logits - logits.max()
+    weights *= np.float32(1 / params.temperature)
+    np.exp(weights, out=weights)
     ids = _candidates(weights, params)
     if ids is not None:
         weights = weights[ids]
@@ -118,10 +128,18 @@ def _candidates(weights: npt.NDArray[np.float32], params: SamplingParams) -> npt
     if top_k is not None:
         ids = top_ids(weights, top_k)
         return ids[: _nucleus_size(weights[ids], float(weights[ids].sum(dtype=np.float64)), params.top_p)]
+    return _nucleus(weights, params.top_p)
+
+
+def _nucleus(weights: npt.NDArray[np.float32], top_p: float) -> npt.NDArray[np.int64]:
+    """Return the ids of the likeliest tokens that reach `top_p`, likeliest first; the largest weight is 1."""
     total = float(weights.sum(dtype=np.float64))
-    for guess in (*_NUCLEUS_GUESSES, len(weights)):
-        ids = top_ids(weights, guess)
-        size = _nucleus_size(weights[ids], total, params.top_p)
+    for cut in _NUCLEUS_CUTS:
+        ids = np.flatnonzero(weights >= np.float32(cut))
+        if weights[ids].sum(dtype=np.float64) < top_p * total * _SUMS_DIFFER and cut > 0:
+            continue
+        ids = ids[np.argsort(-weights[ids], kind="stable")]
+        size = _nucleus_size(weights[ids], total, top_p)
         if size is not None:
             return ids[:size]
     return ids

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -49,9 +50,9 @@ def conformance(served: Served, *options: str, document: str | Path | None = Non
     key = served.http.headers["Authorization"]
     document = document or f"{served.url}/openapi.json"
     command = [program, "--config-file", config, "run", document, "--url", served.url, "--seed", "1"]
-    finished = subprocess.run(
-        [*command, "--header", f"Authorization: {key}", *options], capture_output=True, text=True, check=False
-    )
+    command += ["--header", f"Authorization: {key}", *options]
+    with TemporaryDirectory() as folder:  # it keeps what it would replay in a folder of its own
+        finished = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stdout + finished.stderr
     served.wait_until_idle()
     return finished.stdout
