@@ -8,10 +8,11 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from tokc.errors import PassFailed
-from tokc.ir.head import FEATURES, head_of, output_named
+from tokc.ir.head import FEATURES, FEATURES_OUT, head_of
 from tokc.ir.program import KvLayout as Layout
 from tokc.ir.program import ModelConfig, Program
 from tokc.ir.rewrite import initializer, made_by, only_reader
+from tokc.ir.wanted_rows import pick_rows
 
 # Ops that compute each row [.., width] from that row alone, so that they mean the same over [tokens, width].
 ROW_WISE = frozenset(
@@ -19,7 +20,7 @@ ROW_WISE = frozenset(
         *("Add", "Mul", "Sub", "Div", "Sigmoid", "Gelu", "Tanh", "Cast", "Identity", "Split"),
         *("RMSNormalization", "LayerNormalization", "MatMul", "Gather", "Constant"),
         *("Linear", "QuantLinear", "QuantEmbedding", "AddRmsNorm", "GatedActivation"),
-        *("RopeWriteKV", "PagedAttention"),
+        *("RopeWriteKV", "PagedAttention", "ResidualSilu"),
         *("MoeRouter", "MoeLinear", "QuantMoeLinear", "MoeCombine"),
     }
 )
@@ -33,7 +34,8 @@ CACHE_TYPES = {
 LOOKUPS = frozenset({"Gather", "QuantEmbedding"})
 STILL = "rope_none"  # tables of layers without rotation
 OF_EXPERTS = frozenset({"MoeLinear", "QuantMoeLinear", "GatedActivation"})  # may have an axis of slots
-OUTPUT_AXES = {"logits": "rows", FEATURES: "tokens"}
+OUTPUT_AXES = {"logits": "rows", FEATURES: "tokens", FEATURES_OUT: "rows"}
+OF_SLOTS = -2  # the axis along which heads of a draft are joined
 BATCH_RANK = 3  # [batch, seq, width]
 SWAP_HEADS = (0, 2, 1, 3)  # [batch, seq, heads, dim] and [batch, heads, seq, dim]
 
@@ -48,7 +50,8 @@ class KvLayout:
 
     A norm of each query and key head (Qwen 3, Gemma 3) moves into RopeWriteKV. Layers without rotation get
     tables of 1 and 0, which leave queries and keys as they are to the bit. The head computes only rows
-    that are asked for: ``Gather(x, logit_rows)`` is put before it. `page` is in tokens. Needs fuse-attention.
+    that are asked for: ``Gather(x, logit_rows)`` is put before it, in a draft right behind its
+    attention. `page` is in tokens. Needs fuse-attention.
 
     Saves the padding of a batch, and the copy of the whole cache that Concat makes each step.
     Exact with ``dtype=f32`` up to the order of sums; the others round keys and values as they are written,
@@ -80,7 +83,7 @@ class KvLayout:
             if program.kv == layout:
                 return program
             raise PassFailed(f"the cache is already laid out as {program.kv}", hint="name kv-layout once")
-        if not any(node.op_type == "Attention" for node in program.graph):
+        if program.config.layers and not any(node.op_type == "Attention" for node in program.graph):
             raise PassFailed(
                 "kv-layout finds no Attention node to take to pages",
                 hint="run fuse-attention before kv-layout",
@@ -108,7 +111,9 @@ class _Relayout:
 
     def __init__(self, graph: ir.Graph, config: ModelConfig, layout: Layout) -> None:
         self.graph, self.config, self.layout = graph, config, layout
-        self.ids, self.batch_positions = graph.inputs[:2]
+        given = {str(value.name): value for value in graph.inputs}
+        self.ids, self.batch_positions = given.get("input_ids"), given.get("position_ids")
+        self.features = given.get(FEATURES)
         self.positions = _input("positions", "tokens")
         self.sequences = _input("sequences", "tokens")
         self.block_tables = _input("block_tables", "seqs", "blocks")
@@ -117,21 +122,25 @@ class _Relayout:
         self.updated: list[ir.Value] = []
 
     def run(self) -> None:
-        assert self.ids.name == "input_ids", f"the first input is '{self.ids.name}', not 'input_ids'"
-        features = output_named(self.graph, FEATURES)
-        self._pick_rows()
+        if self.features is None:
+            self._pick_rows()
         for layer, node in enumerate([node for node in self.graph if node.op_type == "Attention"]):
             self._attention(layer, node)
-        for use in list(self.batch_positions.uses()):
-            if use.node.op_type in LOOKUPS:  # positions that are learned
-                use.node.replace_input_with(use.idx, self.positions)
-        self.ids.shape = ir.Shape(["tokens"])
-        self.graph.inputs[:] = [
-            *(self.ids, self.positions, self.sequences, self.block_tables, self.logit_rows),
-            *self.caches,
-        ]
-        exposed = [] if features is None else [features]
-        self.graph.outputs[:] = [self.graph.outputs[0], *self.updated, *exposed]
+        places = [self.positions, self.sequences, self.block_tables]
+        if self.ids is not None and self.batch_positions is not None:
+            for use in list(self.batch_positions.uses()):
+                if use.node.op_type in LOOKUPS:  # positions that are learned
+                    use.node.replace_input_with(use.idx, self.positions)
+            self.ids.shape = ir.Shape(["tokens"])
+            places = [self.ids, *places]
+        read = [*(places if self.caches else ()), self.logit_rows]
+        if self.features is not None:
+            pick_rows(self.graph, self.logit_rows)
+            self.features.shape = ir.Shape(["tokens", self.config.hidden])
+            read.append(self.features)
+        made = [value for value in self.graph.outputs if value.name in OUTPUT_AXES]
+        self.graph.inputs[:] = [*read, *self.caches]
+        self.graph.outputs[:] = [made[0], *self.updated, *made[1:]]
 
     def _pick_rows(self) -> None:
         """Put a Gather of the wanted rows right before the head."""
@@ -292,7 +301,7 @@ def _check_rows(graph: ir.Graph) -> None:
     for node in graph:
         if all(value is None or value in constant for value in node.inputs):
             constant.update(node.outputs)
-        elif node.op_type not in ROW_WISE:
+        elif node.op_type not in ROW_WISE and node.attributes.get_int("axis", -1) != OF_SLOTS:
             raise _unexpected(node, "it does not compute each token's row from that row alone")
         elif node.op_type != "Gather" and node.attributes.get_int("axis", -1) == BATCH_RANK - 1:
             node.attributes["axis"] = ir.AttrInt64("axis", -1)
@@ -306,10 +315,11 @@ def _name_shapes(graph: ir.Graph) -> None:
         for value in node.outputs:
             if picked:
                 rows.add(value)
-            if node.op_type in OF_EXPERTS and value.shape is not None and len(value.shape) > BATCH_RANK:
-                value.shape = ir.Shape(["tokens", *value.shape[2:]])
-            elif value.shape is not None and len(value.shape) == BATCH_RANK and not value.is_graph_output():
-                value.shape = ir.Shape(["rows" if picked else "tokens", value.shape[-1]])
+            if value.shape is None or value.is_graph_output():
+                continue
+            of_slots = len(value.shape) > BATCH_RANK and (picked or node.op_type in OF_EXPERTS)
+            if of_slots or len(value.shape) == BATCH_RANK:
+                value.shape = ir.Shape(["rows" if picked else "tokens", *value.shape[2:]])
     for value in graph.outputs:
         if value.name in OUTPUT_AXES and value.shape is not None:
-            value.shape = ir.Shape([OUTPUT_AXES[value.name], value.shape[-1]])
+            value.shape = ir.Shape([OUTPUT_AXES[value.name], *value.shape[2:]])

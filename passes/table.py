@@ -1,6 +1,7 @@
 """Every pass there is. A test keeps this list and the files of this folder equal."""
 
 from tokc.passes.admit_trees import AdmitTrees
+from tokc.passes.attach_draft import AttachDraft
 from tokc.passes.base import Pass
 from tokc.passes.cast_weights import CastWeights
 from tokc.passes.eliminate_dead_code import EliminateDeadCode
@@ -18,6 +19,7 @@ from tokc.passes.smooth_activations import SmoothActivations
 
 PASSES: tuple[type[Pass], ...] = (
     AdmitTrees,
+    AttachDraft,
     CastWeights,
     EliminateDeadCode,
     ExposeFeatures,

@@ -273,6 +273,15 @@ def file_arrays(path: Path) -> Iterator[tuple[str, npt.NDArray[np.generic]]]:
             yield name, _array(path, name, entry, data)
 
 
+def file_metadata(path: Path) -> dict[str, str]:
+    """Return what a safetensors file says of itself.
+
+    Raises: ImportRefused if it is truncated or damaged.
+    """
+    stated = _header(path)[0].get("__metadata__")
+    return {str(key): str(text) for key, text in stated.items()} if isinstance(stated, dict) else {}
+
+
 def _unsupported(name: str, dtype: str, origin: str) -> ImportRefused:
     return ImportRefused(
         f"tensor '{name}' has type '{dtype}'; supported are {', '.join(DTYPES)}",

@@ -30,7 +30,7 @@ def decoder_program(architecture: Architecture, checkpoint: Checkpoint, assets: 
     Raises: ImportRefused if the weights do not fit the architecture.
     """
     _refuse_contradictions(checkpoint, architecture.config)
-    graph = _Builder(architecture, checkpoint).build()
+    graph = DecoderBuilder(architecture, checkpoint).build()
     _refuse_leftovers(checkpoint, architecture)
     return Program(ir.Model(graph, ir_version=IR_VERSION, producer_name="tokc"), architecture.config, assets)
 
@@ -68,8 +68,10 @@ def _refuse_leftovers(checkpoint: Checkpoint, architecture: Architecture) -> Non
         )
 
 
-class _Builder:
-    """Write one decoder's graph, layer by layer."""
+class DecoderBuilder:
+    """Write one decoder's graph, layer by layer; `root` is how the names of layers begin."""
+
+    root = "model."
 
     def __init__(self, architecture: Architecture, checkpoint: Checkpoint) -> None:
         self.arch = architecture
@@ -80,11 +82,13 @@ class _Builder:
         self.weights: dict[str, ir.Value] = {}
         self.masks: dict[int, ir.Value] = {}
         self.inputs = {
-            name: _value(name, ir.DataType.INT64, ("batch", "seq")) for name in ("input_ids", "position_ids")
+            name: typed_value(name, ir.DataType.INT64, ("batch", "seq"))
+            for name in ("input_ids", "position_ids")
         }
         self.presents: list[ir.Value] = []
 
     def build(self) -> ir.Graph:
+        """Return the whole decoder as a graph."""
         x = self.op("Gather", [self.weight(EMBEDDING, self._table), self.inputs["input_ids"]], {"axis": 0})
         x = self.scaled(x, "embedding.scale", self.arch.scales.embedding)
         if self.arch.learned_positions:
@@ -95,14 +99,18 @@ class _Builder:
             x = self._layer(x, layer)
         logits = self._head(self.norm(x, "model.norm", self.config.hidden))
         logits.name = "logits"
-        _annotate(logits, ir.DataType.FLOAT, ("batch", "seq", self.config.vocab))
+        annotate(logits, ir.DataType.FLOAT, ("batch", "seq", self.config.vocab))
+        return self.graph([logits, *self.presents], "decoder")
+
+    def graph(self, outputs: Sequence[ir.Value], name: str) -> ir.Graph:
+        """Return what was written as a graph."""
         return ir.Graph(
             list(self.inputs.values()),
-            [logits, *self.presents],
+            outputs,
             nodes=self.nodes,
             initializers=list(self.initializers.values()),
             opset_imports={"": OPSET, DOMAIN: DOMAIN_VERSION},
-            name="decoder",
+            name=name,
         )
 
     @property
@@ -112,17 +120,22 @@ class _Builder:
     def _head(self, x: ir.Value) -> ir.Value:
         tied = self.config.tied_embedding
         head = self.weight(EMBEDDING if tied else HEAD, self._table)
+        bias = self.weight(HEAD_BIAS, (self.config.vocab,)) if HEAD_BIAS in self.checkpoint else None
+        return self.projected(x, head, bias)
+
+    def projected(self, x: ir.Value, head: ir.Value, bias: ir.Value | None) -> ir.Value:
+        """Return logits over the rows of `head`, scaled and capped as the family's are."""
         logits = self.op("MatMul", [x, self.op("Transpose", [head], {"perm": [1, 0]})])
-        if HEAD_BIAS in self.checkpoint:
-            logits = self.op("Add", [logits, self.weight(HEAD_BIAS, (self.config.vocab,))])
+        if bias is not None:
+            logits = self.op("Add", [logits, bias])
         logits = self.scaled(logits, "logits.scale", 1 / self.arch.scales.logits)
         return self.capped(logits, "logits", self.arch.scales.logit_cap)
 
     def _layer(self, x: ir.Value, layer: int) -> ir.Value:
-        prefix, hidden = f"model.layers.{layer}.", self.config.hidden
+        prefix, hidden = f"{self.root}layers.{layer}.", self.config.hidden
         places, parallel = self.arch.family.norm_places, self.arch.parallel
         h = x if places == "after" else self.norm(x, prefix + "input_layernorm", hidden)
-        attended = self._attention(h, layer)
+        attended = self.attention(h, layer)
         if places != "before":
             attended = self.norm(attended, prefix + "post_attention_layernorm", hidden)
         summed = self.op("Add", [x, self.scaled(attended, "residual.scale", self.arch.scales.residual)])
@@ -135,8 +148,9 @@ class _Builder:
             mixed = self.norm(mixed, prefix + "post_feedforward_layernorm", hidden)
         return self.op("Add", [summed, self.scaled(mixed, "residual.scale", self.arch.scales.residual)])
 
-    def _attention(self, h: ir.Value, layer: int) -> ir.Value:
-        prefix, config = f"model.layers.{layer}.self_attn.", self.config
+    def attention(self, h: ir.Value, layer: int) -> ir.Value:
+        """Write a layer's attention, from its normed input to the projection of its result."""
+        prefix, config = f"{self.root}layers.{layer}.self_attn.", self.config
         q = self._heads(h, prefix + "q", config.heads)
         k = self._heads(h, prefix + "k", config.kv_heads)
         v = self._heads(h, prefix + "v", config.kv_heads)
@@ -192,13 +206,13 @@ class _Builder:
 
     def _cached(self, new: ir.Value, layer: int, kind: str) -> ir.Value:
         shape = (self.config.kv_heads, self.config.head_dim)
-        past = _value(
+        past = typed_value(
             f"past_key_values.{layer}.{kind}", ir.DataType.FLOAT, ("batch", shape[0], "past", shape[1])
         )
         self.inputs[str(past.name)] = past
         present = self.op("Concat", [past, new], {"axis": 2})
         present.name = f"present.{layer}.{kind}"
-        _annotate(present, ir.DataType.FLOAT, ("batch", shape[0], "total", shape[1]))
+        annotate(present, ir.DataType.FLOAT, ("batch", shape[0], "total", shape[1]))
         self.presents.append(present)
         return present
 
@@ -223,12 +237,13 @@ class _Builder:
 
     def _mixed(self, h: ir.Value, layer: int) -> ir.Value:
         """Write a layer's feed-forward block, of experts where it has some."""
-        prefix, experts = f"model.layers.{layer}.mlp.", self.arch.experts
+        prefix, experts = f"{self.root}layers.{layer}.mlp.", self.arch.experts
         if experts is not None and layer in experts.layers:
             return expert_layer(self, h, prefix, experts, self.arch.activation)
         return self.feed_forward(h, prefix, self.config.intermediate)
 
     def feed_forward(self, h: ir.Value, prefix: str, width: int) -> ir.Value:
+        """Write a feed-forward block of intermediate size `width`, gated where the family has it so."""
         hidden, bias = self.config.hidden, self.arch.mlp_bias
         if not self.arch.family.gated:
             active = self._activated(self.linear(h, prefix + "up_proj", hidden, width, bias=bias))
@@ -246,6 +261,7 @@ class _Builder:
         )
 
     def scaled(self, x: ir.Value, name: str, factor: float) -> ir.Value:
+        """Return x times a constant, x itself where that is 1."""
         return x if factor == 1.0 else self.op("Mul", [x, self.constant(name, np.float32(factor))])
 
     def capped(self, x: ir.Value, name: str, cap: float) -> ir.Value:
@@ -256,6 +272,7 @@ class _Builder:
         return self.scaled(inner, f"{name}.cap", cap)
 
     def op(self, name: str, inputs: Sequence[ir.Value], attributes: Attributes | None = None) -> ir.Value:
+        """Write a node of the standard and return what it makes."""
         node = ir.node(name, inputs, attributes)
         self.nodes.append(node)
         return node.outputs[0]
@@ -263,6 +280,7 @@ class _Builder:
     def linear(
         self, x: ir.Value, name: str, columns: int, rows: int, *, bias: bool, order: list[int] | None = None
     ) -> ir.Value:
+        """Write ``x @ weight.T (+ bias)``, the rows in `order` if one is given."""
         weight = self.weight(f"{name}.weight", (rows, columns), order)
         y = self.op("MatMul", [x, self.op("Transpose", [weight], {"perm": [1, 0]})])
         if bias:
@@ -270,6 +288,7 @@ class _Builder:
         return y
 
     def norm(self, x: ir.Value, name: str, width: int) -> ir.Value:
+        """Write the family's kind of norm over the last axis."""
         weight = self._norm_weight(f"{name}.weight", width)
         epsilon = {"axis": -1, "epsilon": self.config.norm_epsilon}
         if self.arch.family.norm == "rms":
@@ -310,6 +329,7 @@ class _Builder:
         return node.outputs[0]
 
     def constant(self, name: str, array: np.ndarray | np.generic) -> ir.Value:
+        """Return a constant, added once by its name."""
         if name not in self.initializers:
             self._initializer(name, ir.tensor(np.asarray(array), name=name))
         return self.initializers[name]
@@ -323,9 +343,11 @@ class _Builder:
         return value
 
 
-def _value(name: str, dtype: ir.DataType, shape: tuple[int | str, ...]) -> ir.Value:
+def typed_value(name: str, dtype: ir.DataType, shape: tuple[int | str, ...]) -> ir.Value:
+    """Return a value of a type and shape."""
     return ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype))
 
 
-def _annotate(value: ir.Value, dtype: ir.DataType, shape: tuple[int | str, ...]) -> None:
+def annotate(value: ir.Value, dtype: ir.DataType, shape: tuple[int | str, ...]) -> None:
+    """Give a value its type and shape."""
     value.type, value.shape = ir.TensorType(dtype), ir.Shape(shape)

@@ -4,7 +4,8 @@ import onnx_ir as ir
 
 from tokc.errors import PassFailed
 
-FEATURES = "features"  # the output that the head reads, where it is exposed
+FEATURES = "features"  # the output that the head reads where it is exposed, and the input of drafts
+FEATURES_OUT = "features.out"  # what a draft makes for its next step
 PROJECTIONS = frozenset({"Linear", "QuantLinear", "MatMul"})
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import onnx.parser
 import onnx_ir as ir
 
-from tokc.ir import bodies, costs, expert_bodies, expert_rules, shapes
+from tokc.ir import bodies, costs, draft_ops, expert_bodies, expert_rules, shapes
 from tokc.ir.bodies import Attribute, Call
 from tokc.ir.costs import Cost, CostRule, Step
 from tokc.ir.program import OPSET, Program
@@ -125,6 +125,16 @@ OPS: Mapping[str, Op] = {
             bytes=costs.all_bytes,
         ),
         Op(
+            "ResidualSilu",
+            inputs=("x", "y"),
+            outputs=("out",),
+            attributes={},
+            body=draft_ops.residual_silu,
+            shape=draft_ops.residual_silu_shape,
+            flops=costs.per_element(6.0),
+            bytes=costs.all_bytes,
+        ),
+        Op(
             "MoeRouter",
             inputs=("x", "weight"),
             outputs=("experts", "weights"),
@@ -168,7 +178,7 @@ OPS: Mapping[str, Op] = {
             "RopeWriteKV",
             inputs=(
                 *("q", "k", "v", "cos", "sin", "positions", "sequences", "block_tables"),
-                *("cache_key", "cache_value", "key_scale?", "value_scale?", "q_norm?", "k_norm?"),
+                *("cache_key", "cache_value", "key_scale?", "value_scale?", "q_norm?", "k_norm?", "entries?"),
             ),
             outputs=("q_rot", "cache_key_out", "cache_value_out", "key_scale_out?", "value_scale_out?"),
             attributes={**_HEADS, "epsilon": 1e-5, "dtype": "f32"},
@@ -181,7 +191,7 @@ OPS: Mapping[str, Op] = {
             "PagedAttention",
             inputs=(
                 *("q", "cache_key", "cache_value", "key_scale?", "value_scale?"),
-                *("positions", "sequences", "block_tables"),
+                *("positions", "sequences", "block_tables", "entries?", "ancestors?"),
             ),
             outputs=("y",),
             attributes={**_HEADS, "scale": 1.0, "window": 0, "bits": 0, "softcap": 0.0},

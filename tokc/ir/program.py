@@ -4,12 +4,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from tokc.ir.costs import constant_bytes
 
 Form = Literal["batch", "ragged"]
 KvDtype = Literal["f32", "f16", "int8", "int4"]
+DraftKind = Literal["eagle", "medusa"]
 
 OPSET = 23
 IR_VERSION = 11
@@ -77,7 +80,7 @@ class Program:
     """Hold one stage of a model between import and lowering.
 
     `form` is "batch" as imported ([batch, seq] with a dense cache) or "ragged" (one axis [tokens] over all
-    sequences, paged cache); `kv` is set in ragged form only.
+    sequences, paged cache); `kv` is set in ragged form only. `draft` drafts tokens for this one to verify.
     """
 
     model: ir.Model
@@ -85,6 +88,7 @@ class Program:
     assets: Assets = field(default_factory=Assets)
     form: Form = "batch"
     kv: KvLayout | None = None
+    draft: "Draft | None" = None
 
     @property
     def graph(self) -> ir.Graph:
@@ -108,3 +112,34 @@ class Program:
                 if value.const_value is not None
             )
         )
+
+
+@dataclass(frozen=True)
+class Draft:
+    """Hold what drafts tokens from the features of another program, whose embedding and head it shares.
+
+    An *eagle* reads ``input_ids``, ``features`` and its own cache of one layer, and makes ``logits`` and the
+    ``features.out`` that it goes on from; a *medusa* reads ``features`` and makes logits of the `heads` next
+    tokens, [.., heads, vocabulary]. Logits are those of the ids in `vocabulary` i32[draft vocabulary], of all
+    where it is None. `acceptance` is the share of drafted tokens that held on held-out text, and `trained_on`
+    the sha256 of the backbone's packed weights then; None where that is not known. `file` and `file_sha256`
+    name the heads that it was made of.
+    """
+
+    kind: DraftKind
+    program: Program
+    vocabulary: npt.NDArray[np.int32] | None = None
+    heads: int = 1
+    acceptance: float | None = None
+    trained_on: str | None = None
+    file: str = ""
+    file_sha256: str = ""
+
+    def running(self, program: Program) -> "Draft":
+        """Return the draft with another program."""
+        return replace(self, program=program)
+
+    @property
+    def logits(self) -> int:
+        """Return the size of the vocabulary that it drafts from."""
+        return self.program.config.vocab if self.vocabulary is None else len(self.vocabulary)

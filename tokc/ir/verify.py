@@ -4,7 +4,7 @@ import onnx
 import onnx_ir as ir
 
 from tokc.errors import VerifyFailed
-from tokc.ir.head import FEATURES
+from tokc.ir.head import FEATURES, FEATURES_OUT
 from tokc.ir.ops import DOMAIN, DOMAIN_VERSION, OPS, Op
 from tokc.ir.program import OPSET, Program
 
@@ -31,6 +31,8 @@ def verify(program: Program) -> None:
         else:
             _verify_standard(node)
     _verify_interface(program)
+    if program.draft is not None:
+        verify(program.draft.program)
 
 
 def _verify_order(graph: ir.Graph) -> None:
@@ -144,7 +146,7 @@ def _verify_interface(program: Program) -> None:
         return
     outputs = [name for name in outputs if name != FEATURES]  # which a program may have
     inputs = [str(value.name) for value in program.graph.inputs]
-    layers = range(program.config.layers)
+    layers, drafts = range(program.config.layers), FEATURES in inputs
     if program.form == "batch":
         kinds = [(layer, kind) for layer in layers for kind in ("key", "value")]
         expected = [*BATCH_INPUTS, *(f"past_key_values.{layer}.{kind}" for layer, kind in kinds)]
@@ -157,6 +159,10 @@ def _verify_interface(program: Program) -> None:
         trees = TREE_INPUTS if set(TREE_INPUTS) & set(inputs) else ()
         expected = [*RAGGED_INPUTS, *caches, *trees]
         made = ["logits", *(f"{name}.out" for name in caches)]
+    if drafts:  # without a cache one reads neither tokens nor positions
+        tokens = (*BATCH_INPUTS, *RAGGED_INPUTS[:-1])
+        expected = [name for name in expected if layers or name not in tokens]
+        expected, made = [*expected, FEATURES], [*made, *([FEATURES_OUT] if layers else [])]
     for kind, found, wanted in (("input", inputs, expected), ("output", outputs, made)):
         missing, extra = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
         if missing:

@@ -9,7 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tokc.ir.execute import Array, Session
+from tokc.ir.head import FEATURES
 from tokc.ir.program import Program
+from tokc.ir.verify import TREE_INPUTS
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
@@ -71,6 +73,28 @@ class ProgramRun:
         self.close()
 
 
+def draft_logits(draft: Program, ids: I64, features: F32, *, cached_from: int | None = None) -> F32:
+    """Run a draft over token ids [sequences, tokens] and features [sequences, tokens, hidden].
+
+    Entry i of a sequence is feature i and the token behind it. Logits are [sequences, tokens, vocabulary] of
+    an eagle, [sequences, tokens, heads, vocabulary] of medusa. `cached_from` is that of `logits`.
+    """
+    state, shape = _state(draft, ids), ids.shape
+    first = shape[1] if cached_from is None else cached_from
+    read = {str(value.name) for value in draft.graph.inputs}
+    flat = (-1,) if draft.form == "ragged" else (shape[0], -1)
+    parts = []
+    with Session(draft) as session:
+        for start, end in pairwise([0, *([first] if first else []), *range(first + 1, shape[1] + 1)]):
+            given = np.ascontiguousarray(features[:, start:end]).reshape(*flat, features.shape[-1])
+            feeds = {**state.feeds(ids[:, start:end], start), FEATURES: given}
+            answer = session.run({name: array for name, array in feeds.items() if name in read})
+            state.keep(answer)
+            made = _f32(answer["logits"])
+            parts.append(made.reshape(shape[0], end - start, *made.shape[len(flat) :]))
+    return np.concatenate(parts, axis=1)
+
+
 def feeds_of(program: Program, ids: I64) -> dict[str, Array]:
     """Return the inputs of one step over ids [sequences, tokens], the cache empty."""
     return _state(program, ids).feeds(ids, 0)
@@ -96,7 +120,8 @@ class _Dense:
 
     def __init__(self, program: Program) -> None:
         self.past: dict[str, Array] = {}
-        self.names = [str(value.name) for value in program.graph.inputs[2:]]
+        names = [str(value.name) for value in program.graph.inputs]
+        self.names = [name for name in names if name.startswith("past_key_values.")]
         self.shape = (program.config.kv_heads, 0, program.config.head_dim)
 
     def feeds(self, ids: Array, start: int) -> dict[str, Array]:
@@ -124,7 +149,11 @@ class _Paged:
         pages = np.arange(sequences * blocks)[::-1]
         self.block_tables = np.ascontiguousarray(pages.reshape(blocks, sequences).T.astype(np.int64))
         self.caches: dict[str, Array] = {}
-        for value in program.graph.inputs[5:]:
+        names = {str(value.name) for value in program.graph.inputs}
+        self.trees = names.issuperset(TREE_INPUTS)
+        for value in program.graph.inputs:
+            if not str(value.name).startswith("kv."):
+                continue
             assert value.dtype is not None, f"'{value.name}' has no type"
             assert value.shape is not None, f"'{value.name}' has no shape"
             shape = (pages.size, *(size for size in tuple(value.shape) if isinstance(size, int)))
@@ -133,12 +162,15 @@ class _Paged:
     def feeds(self, ids: Array, start: int) -> dict[str, Array]:
         """Return the inputs of a step over `ids` [sequences, tokens], which begin at position `start`."""
         sequences, tokens = ids.shape
+        positions = np.tile(np.arange(start, start + tokens), sequences)
+        chain = {"entries": positions, "ancestors": np.zeros_like(positions)} if self.trees else {}
         return {
             "input_ids": ids.reshape(-1),
-            "positions": np.tile(np.arange(start, start + tokens), sequences),
+            "positions": positions,
             "sequences": np.repeat(np.arange(sequences), tokens),
             "block_tables": self.block_tables,
             "logit_rows": np.arange(ids.size),
+            **chain,
             **self.caches,
         }
 

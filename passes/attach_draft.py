@@ -1,0 +1,60 @@
+"""Give a program a draft: a small one that guesses the tokens which the program then verifies."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+from urllib.parse import quote, unquote
+
+from tokc.errors import PassFailed
+from tokc.importers.drafts import draft_of
+from tokc.importers.heads import load_heads, require_fit
+from tokc.ir.program import Program
+from tokc.passes.expose_features import ExposeFeatures
+
+
+@dataclass(frozen=True)
+class AttachDraft:
+    """Add the draft that trained heads make: an EAGLE or Medusa's heads.
+
+    Before: a program in batch form
+    After:  the same, with ``features`` as an output, and a draft beside it that reads them
+
+    An eagle is one decoder layer over ``fc([embedding; feature])`` with a cache of its own (Li et al. 2024,
+    arXiv:2401.15077); medusa's heads guess several tokens from one feature (Cai et al. 2024,
+    arXiv:2401.10774). Both share the backbone's embedding and head, or rows of the head where they draft from
+    a part of the vocabulary (Zhao et al. 2025, FR-Spec, arXiv:2502.14856). Every later pass runs on the draft
+    too. Costs the draft's own weights; saves steps of the backbone as far as drafts hold.
+    `heads` is the path of the file, with what a pipeline's text cannot hold percent-encoded.
+    Exact, bit by bit: a draft can change nothing but speed.
+    """
+
+    name: ClassVar[str] = "attach-draft"
+    exact: ClassVar[bool] = True
+
+    heads: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse to look for heads nowhere."""
+        if not self.heads:
+            raise ValueError("heads=PATH names the file of trained heads")
+
+    @classmethod
+    def of_file(cls, path: Path) -> "AttachDraft":
+        """Return the pass for a file."""
+        return cls(quote(str(path)))
+
+    @property
+    def path(self) -> Path:
+        """Return where the heads are."""
+        return Path(unquote(self.heads))
+
+    def run(self, program: Program) -> Program:
+        if program.draft is not None:
+            raise PassFailed("the program has a draft already", hint="name attach-draft once")
+        if program.form != "batch":
+            raise PassFailed(
+                "attach-draft reads programs in batch form", hint="name it before kv-layout, first of all"
+            )
+        heads = load_heads(self.path)
+        require_fit(heads, program)
+        return ExposeFeatures().run(program).replace(draft=draft_of(heads, program))
