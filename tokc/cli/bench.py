@@ -34,6 +34,9 @@ def bench(
     chunk: Annotated[
         int | None, typer.Option(min=1, help="Tokens of the profiled prefill step. [default: 512]")
     ] = None,
+    grid: Annotated[
+        bool, typer.Option("--grid", help="Decode over batch and context, to judge predictions by; no bench.")
+    ] = False,
     device: Annotated[
         str | None, typer.Option(help="Which accelerator this is, a row of the device sheet.")
     ] = None,
@@ -43,6 +46,10 @@ def bench(
 ) -> None:
     """Measure time to first token, time per token and tokens per second in a closed loop."""
     import tokc
+
+    if grid:
+        _grid(artifact, repetitions, threads, out, as_json=as_json)
+        return
     from tokc.cost import records
     from tokc.cost.measure import Load
     from tokc.cost.profiling import Steps
@@ -108,6 +115,24 @@ def _measure(
         foreign_cpu=foreign,
         profile=profile,
     )
+
+
+def _grid(artifact: Path, rounds: int, threads: int | None, out: Path | None, *, as_json: bool) -> None:
+    from tokc.cost import records
+    from tokc.cost.grid import measure_grid
+    from tokc.report import prediction_text
+    from tokc.report.collect import manifest_sha256
+    from tokc.report.prediction import compared, grid_path
+
+    with progress() as say:
+        found = measure_grid(artifact, manifest_sha256(artifact), rounds, threads, say)
+    path = out or grid_path(artifact)
+    records.write(path, found)
+    if as_json:
+        print_json(records.encode(found))
+        return
+    console().print(prediction_text.grid_terminal(compared(artifact, found)))
+    typer.echo(f"written to {path}", err=True)
 
 
 def _draw(result: "Bench", svg: Path | None) -> None:

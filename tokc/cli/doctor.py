@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from tokc.cli.console import console, print_json
+from tokc.cli.console import console, print_json, progress
 
 # distribution, module, extra
 PARTS = (
@@ -31,9 +31,18 @@ PARTS = (
 
 def doctor(
     *,
+    calibrate: Annotated[
+        list[Path] | None,
+        typer.Option(help="Fit predictions to steps of this artifact; repeatable.", show_default=False),
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=1, help="How long to time each artifact.")] = 30.0,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads to time. [default: every core]")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
     """Report the machine (cores, instructions, measured rates), the installed parts and free space."""
+    if calibrate:
+        _calibrate(calibrate, seconds, threads, as_json=as_json)
+        return
     from dataclasses import asdict
 
     import tokc
@@ -52,6 +61,24 @@ def doctor(
         print_json(facts)
     else:
         _print(facts)
+
+
+def _calibrate(artifacts: list[Path], seconds: float, threads: int | None, *, as_json: bool) -> None:
+    """Fit, keep the result in the user's cache and show it."""
+    from tokc.cost import records
+    from tokc.cost.calibrating import calibrate
+    from tokc.cost.calibration import calibration_path
+    from tokc.report import calibration_text
+
+    with progress() as say:
+        found = calibrate(artifacts, seconds, threads, say)
+    path = calibration_path(found.device)
+    records.write(path, found)
+    if as_json:
+        print_json(records.encode(found))
+        return
+    console().print(calibration_text.terminal(found))
+    typer.echo(f"written to {path}", err=True)
 
 
 def _parts() -> dict[str, dict[str, str | None]]:

@@ -25,6 +25,7 @@ from tokc.report.model import (
     Report,
     TokenCost,
 )
+from tokc.report.prediction import machine_for, predict
 from tokc.report.quality import evaluation_of, ledger_of
 from tokc.runtime.artifact import Artifact
 
@@ -105,6 +106,7 @@ def collect(
         verification=_verification(path),
         evaluation=evaluation_of(path),
         load=load_of(path),
+        prediction=predict(path, machine_for(path, device, inputs.host), price),
     )
 
 

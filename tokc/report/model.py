@@ -8,6 +8,7 @@ from tokc.cost.measure import Point
 from tokc.cost.prices import Price
 from tokc.cost.profile import Profile
 from tokc.cost.serving.record import ServingBench
+from tokc.report.prediction import Prediction
 
 SCHEMA_VERSION = 1
 DISTURBED_SHARE = 0.05
@@ -120,7 +121,8 @@ class Report:
     `measured_at` is None where nothing was measured; `op_bytes` are those of a token at `op_context` tokens;
     `foreign_cpu` is the share of the cores that other programs took during the measurement; `profile` is
     None where the bench timed no kernels. `verification` says, part by part, how far the code was checked
-    where it was not run; `evaluation` is None where `tokc eval` did not measure this build.
+    where it was not run; `evaluation` is None where `tokc eval` did not measure this build. `prediction` is
+    of this build over batch, context and chunk, on this machine or that where it will run.
     """
 
     identity: Identity
@@ -140,6 +142,7 @@ class Report:
     load: ServingBench | None = None
     verification: tuple[Checked, ...] = ()
     evaluation: Evaluation | None = None
+    prediction: Prediction | None = None
     schema_version: int = SCHEMA_VERSION
 
     @property

@@ -6,7 +6,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tokc.cost.evaluation import Evaluation
-from tokc.report import load_text, quality, units
+from tokc.report import load_text, prediction_text, quality, units
 from tokc.report.model import Batch, Report
 
 BAR_WIDTH = 24
@@ -21,6 +21,7 @@ def render(report: Report) -> Group:
     """Return the report for a rich console."""
     parts: list[RenderableType] = [_title(report), _costs(report)]
     parts += [_speed(batch) for batch in report.batches]
+    parts += [] if report.prediction is None else [prediction_text.terminal(report.prediction)]
     parts += [_bytes(report), _ledger(report)]
     parts += [] if report.evaluation is None else [_quality(report.evaluation)]
     parts += [] if report.load is None else [load_text.terminal_of(report.load, report.price)]

@@ -1,0 +1,127 @@
+"""Decoding measured over batch and context, through the engine, to hold a prediction against.
+
+The prompts of a cell are the beginnings of the same sequences, so that each is read once for all cells, and
+then found in the prefix cache. Cells go round; of each the least interval between two steps is kept, since
+other programs can only lengthen it.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+
+import tokc
+from tokc.cost.devices import CpuWatch
+from tokc.cost.step_timing import StepWatch, watching
+from tokc.errors import TokcError
+from tokc.runtime.artifact import Artifact
+from tokc.runtime.engine import Engine
+
+BATCHES, CONTEXTS = (1, 2, 4, 8, 16), (128, 1024, 4096)
+OUTPUT_TOKENS = 12
+ROOM_TOKENS = 64  # of a sequence, beside the context: its answer, and the page that it ends in
+
+
+@dataclass(frozen=True)
+class GridCell:
+    """What was measured at a batch size and context.
+
+    `token_s` is the least time from one token of every sequence to the next, `median_s` the median of it.
+    """
+
+    batch: int
+    context: int
+    token_s: float
+    median_s: float
+    steps: int
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A grid of one artifact on this machine; `foreign_cpu` as in a bench."""
+
+    artifact: str
+    manifest_sha256: str
+    measured_at: str
+    threads: int
+    cells: tuple[GridCell, ...]
+    foreign_cpu: float = 0.0
+    schema_version: int = 1
+
+
+@dataclass
+class _Cell:
+    batch: int
+    context: int
+    intervals: list[float] = field(default_factory=list)
+
+    def result(self) -> GridCell:
+        times = self.intervals
+        return GridCell(self.batch, self.context, min(times), float(np.median(times)), len(times))
+
+
+def measure_grid(
+    artifact: Path, manifest_sha256: str, rounds: int, threads: int | None, say: Callable[[str], None]
+) -> Grid:
+    """Measure every batch of `BATCHES` at every context of `CONTEXTS`, each once a round.
+
+    Raises: TokcError if the artifact's context is shorter, or it takes fewer sequences at once.
+    """
+    manifest = Artifact.open(artifact, verify=False).manifest
+    tokens = max(CONTEXTS) + ROOM_TOKENS
+    for needed, limit, what in (
+        (tokens, manifest.limits.context, "tokens of context"),
+        (max(BATCHES), manifest.limits.max_rows, "sequences"),
+    ):
+        if needed > limit:
+            raise TokcError(f"the grid needs {needed} {what}, '{artifact}' has room for {limit}")
+    say(f"load {artifact.name}")
+    kv_bytes = math.ceil(max(BATCHES) * tokens * manifest.kv.bytes_per_token)
+    watch = CpuWatch()
+    with tokc.load(artifact, threads=threads, kv_bytes=kv_bytes) as engine:
+        cells = _measure(engine, rounds, say)
+        used = getattr(engine.executor, "threads", threads or 0)
+    return Grid(
+        artifact=artifact.name,
+        manifest_sha256=manifest_sha256,
+        measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        threads=used,
+        cells=tuple(one.result() for one in cells),
+        foreign_cpu=watch.foreign_share(),
+    )
+
+
+def _measure(engine: Engine, rounds: int, say: Callable[[str], None]) -> Sequence[_Cell]:
+    random = np.random.default_rng(0)
+    prompts = random.integers(engine.executor.vocab_size, size=(max(BATCHES), max(CONTEXTS))).tolist()
+    cells = [_Cell(batch, context) for context in CONTEXTS for batch in BATCHES]
+    for index in range(max(BATCHES)):
+        say(f"prompt {index + 1} of {max(BATCHES)}, {max(CONTEXTS)} tokens")
+        engine.generate_all([prompts[index]], max_tokens=1, ignore_eos=True)
+    for turn in range(rounds):
+        for cell in cells:
+            say(f"round {turn + 1} of {rounds}: batch {cell.batch}, context {cell.context}")
+            cell.intervals += _intervals(engine, prompts, cell)
+    return cells
+
+
+def _intervals(engine: Engine, prompts: Sequence[list[int]], cell: _Cell) -> list[float]:
+    start = cell.context - OUTPUT_TOKENS // 2
+    with watching(engine) as watch:
+        engine.generate_all(
+            [prompt[:start] for prompt in prompts[: cell.batch]], max_tokens=OUTPUT_TOKENS, ignore_eos=True
+        )
+    return _decoding(watch, cell)
+
+
+def _decoding(watch: StepWatch, cell: _Cell) -> list[float]:
+    found = watch.intervals(cell.batch)
+    if not found:
+        raise TokcError(
+            f"the engine never decoded {cell.batch} sequences of {cell.context} tokens together",
+            hint="the cache may be too small",
+        )
+    return found
