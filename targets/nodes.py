@@ -8,6 +8,7 @@ import onnx_ir as ir
 from tokc.errors import TargetRefused
 from tokc.ir.ops import attributes_of, op_of
 
+SLOTS_RANK = 3  # [tokens, k, width]
 # What of an op every target's rule reads; another attribute may only have the value that changes nothing.
 READ: Mapping[str, frozenset[str]] = {
     "AddRmsNorm": frozenset({"epsilon"}),
@@ -43,6 +44,12 @@ def refuse_attributes(node: ir.Node, *, lacks: str, reads: frozenset[str] = froz
                 where=f"node '{node.name}'",
                 hint="build for a target that has it, such as cpu, or choose another model",
             )
+
+
+def slots_of(value: ir.Value) -> int:
+    """Return how many slots a token has in a value, 1 where it has no axis of slots."""
+    shape = value.shape
+    return shape[1] if shape is not None and len(shape) == SLOTS_RANK and isinstance(shape[1], int) else 1
 
 
 def integer(node: ir.Node, name: str, default: int = 0) -> int:

@@ -25,18 +25,27 @@ ITEM_BYTES = {"f32": 4, "f16": 2, "i32": 4, "i8": 1, "u8": 1}
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis of a grid: `times * ceil(symbol / per)` programs; `symbol` None stands for 1."""
+    """One axis of a grid: `times * ceil(symbol / per)` programs, no more than `most`.
+
+    `symbol` None stands for 1, `most` None for no bound.
+    """
 
     symbol: str | None = None
     per: int = 1
     times: int = 1
+    most: int | None = None
+
+    def to_json(self) -> list[object]:
+        """Return what the runtime reads."""
+        return [self.symbol, self.per, self.times, *([] if self.most is None else [self.most])]
 
     def __str__(self) -> str:
-        """Return `9`, `tokens`, `tokens/16` or `9*tokens/16`."""
+        """Return `9`, `tokens`, `tokens/16`, `9*tokens/16` or `min(9*tokens, 64)`."""
         if self.symbol is None:
             return str(self.times)
         share = self.symbol if self.per == 1 else f"{self.symbol}/{self.per}"
-        return share if self.times == 1 else f"{self.times}*{share}"
+        product = share if self.times == 1 else f"{self.times}*{share}"
+        return product if self.most is None else f"min({product}, {self.most})"
 
 
 Grid = tuple[Axis, ...]
@@ -92,7 +101,7 @@ class Launch:
             "work": self.work.to_json(),
         }
         if self.grid:
-            found |= {"grid": [[a.symbol, a.per, a.times] for a in self.grid], "steps": self.steps}
+            found |= {"grid": [axis.to_json() for axis in self.grid], "steps": self.steps}
         return found
 
     def __str__(self) -> str:

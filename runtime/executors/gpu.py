@@ -24,7 +24,8 @@ from tokc.runtime.executors.gpu_inputs import Sizes, StepInputs, bucket
 # Of the memory that is free when everything else lies there; the rest is for graphs and for others.
 CACHE_SHARE = 0.85
 
-Grid = tuple[tuple[str | None, int, int], ...]
+Axis = tuple[str | None, int, int, int | None]  # symbol, per, times, most
+Grid = tuple[Axis, ...]
 
 
 class _Launch(NamedTuple):
@@ -39,6 +40,8 @@ class _Launch(NamedTuple):
 
 class GpuExecutor:
     """Holds the weights, the paged cache, the code and the graphs of one model on one device."""
+
+    likeliest = None  # the host finds it
 
     def __init__(self, artifact: Artifact, driver: Driver, *, kv_bytes: int | None = None) -> None:
         """Bring the model to the device of `driver`, which is closed with this.
@@ -237,7 +240,7 @@ class GpuExecutor:
                 at=at,
                 kernel=kernel,
                 function=functions[row["kernel"]],
-                grid=tuple((symbol, per, times) for symbol, per, times in row["grid"]),
+                grid=tuple((*axis, None)[:4] for axis in row["grid"]),
                 parameters=Parameters(pointers, end=self.driver.parameters_end),
             )
             for narrow, word in ((True, "narrow"), (False, "wide")):
@@ -311,7 +314,10 @@ class GpuExecutor:
 def _extent(grid: Grid, sizes: Sizes) -> Extent | None:
     """Return how many programs each axis has, None if one has none."""
     symbols = {"tokens": sizes.tokens, "rows": sizes.rows, "tiles": sizes.tiles, "splits": sizes.splits}
-    found = [times * (1 if symbol is None else -(-symbols[symbol] // per)) for symbol, per, times in grid]
+    found = []
+    for symbol, per, times, most in grid:
+        programs = times * (1 if symbol is None else -(-symbols[symbol] // per))
+        found.append(programs if most is None else min(programs, most))
     x, y, z = (*found, 1, 1, 1)[:3]
     return (x, y, z) if x * y * z else None
 

@@ -14,13 +14,12 @@ import onnx_ir as ir
 from tokc.errors import TargetRefused
 from tokc.targets.cpu.kernels.moe import MoeCombine, MoeGather, MoeGroup, MoeRoute
 from tokc.targets.cpu.kernels.quantize import GROUP, QUANTIZED_ARGS
-from tokc.targets.nodes import integer, required
+from tokc.targets.nodes import integer, required, slots_of
 from tokc.targets.plan import Buffer, Operand, Rows
 
 if TYPE_CHECKING:
     from tokc.targets.cpu.emit import Emission
 
-SLOTS_RANK = 3  # [tokens, k, width]
 DTYPES: Mapping[str, str] = dict(zip(QUANTIZED_ARGS, ("i8", "f32", "i32"), strict=True))
 
 
@@ -33,12 +32,6 @@ class Routing:
     starts: Operand
     tokens: Operand
     places: Operand
-
-
-def slots_of(value: ir.Value) -> int:
-    """Return how many slots a token has in a value, 1 where it has no axis of slots."""
-    shape = value.shape
-    return shape[1] if shape is not None and len(shape) == SLOTS_RANK and isinstance(shape[1], int) else 1
 
 
 def lower_moe_router(low: "Emission", node: ir.Node) -> None:

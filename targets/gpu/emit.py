@@ -5,9 +5,7 @@ residual stream is f32; a Split is a view, not a copy; and each matrix product a
 steps of few tokens and one for wide steps, which give a token the same bits.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 import onnx_ir as ir
 
@@ -17,21 +15,22 @@ from tokc.ir.program import Program
 from tokc.targets.base import Limits
 from tokc.targets.constants import shape_of
 from tokc.targets.gpu import weights
+from tokc.targets.gpu.emit_elementwise import lower_activation, lower_add, lower_product
 from tokc.targets.gpu.emit_floats import FORMATS, lower_float_linear
+from tokc.targets.gpu.experts import Routing, lower_moe_combine, lower_moe_linear, lower_moe_router
 from tokc.targets.gpu.kernel import INFO_SIZE, NARROW_TOKENS, Kernel
-from tokc.targets.gpu.kernels.elementwise import Add, Apply, Multiply, Scale
 from tokc.targets.gpu.kernels.embedding import Embedding, QuantEmbedding
 from tokc.targets.gpu.kernels.gated_activation import GatedActivation
 from tokc.targets.gpu.kernels.gather_rows import GatherRows
 from tokc.targets.gpu.kernels.paged_attention import PagedAttention
 from tokc.targets.gpu.kernels.rms_norm import RmsNorm
 from tokc.targets.gpu.kernels.rope_write_kv import RopeWriteKV
-from tokc.targets.lowering import Float, Lowering, Rules, Slot, lower_nodes, lower_split, skip
-from tokc.targets.nodes import integer, layer_of, number, required, text
+from tokc.targets.gpu.reads import only_dtype, reads_half, single
+from tokc.targets.lowering import Lowering, Rules, Slot, lower_nodes, lower_split, skip
+from tokc.targets.nodes import integer, layer_of, number, required, slots_of, text
 from tokc.targets.plan import Buffer, Launch, Operand, Plan, Rows, Steps
 from tokc.targets.work import launch_work
 
-READS_HALF = frozenset({"Linear", "QuantLinear", "GatedActivation", "RopeWriteKV", "PagedAttention"})
 POINTER_BYTES = 16
 
 
@@ -42,6 +41,7 @@ class Emission(Lowering):
     architecture: str = field(kw_only=True)
     kernels: dict[str, Kernel] = field(default_factory=dict)
     halves: dict[ir.Value, Slot] = field(default_factory=dict)
+    routings: dict[ir.Value, Routing] = field(default_factory=dict)
 
     def half(self, value: ir.Value, width: int, rows: Rows) -> Operand:
         """Give `value` a buffer f16[rows, width], beside that in f32 if it has one."""
@@ -144,35 +144,6 @@ def attention(program: Program, architecture: str, context: int, *, wide: bool) 
     )
 
 
-def reads_half(value: ir.Value) -> tuple[bool, bool]:
-    """Return whether `value` is read as f32, and whether it is read as f16."""
-    half, single = False, value.is_graph_output()
-    for node, _ in value.uses():
-        if node.op_type in {"Split", "Gather"}:
-            for output in node.outputs:
-                inner_single, inner_half = reads_half(output)
-                single, half = single or inner_single, half or inner_half
-        elif node.op_type in READS_HALF:
-            half = True
-        else:
-            single = True
-    return single, half
-
-
-def only_dtype(node: ir.Node) -> Float:
-    """Return the dtype in which a node's result is read.
-
-    Raises: TargetRefused if it is read in both.
-    """
-    single, half = reads_half(node.outputs[0])
-    if single and half:
-        raise TargetRefused(
-            f"the result of '{node.op_type}' is read as f32 and as f16, which no GPU kernel writes",
-            where=f"node '{node.name}'",
-        )
-    return "f16" if half else "f32"
-
-
 def lower_embedding(low: Emission, node: ir.Node) -> None:
     """Gather rows of a table: token embedding, or the rows whose logits are wanted."""
     source, ids = required(node.inputs[0]), required(node.inputs[1])
@@ -224,16 +195,9 @@ def lower_linear(low: Emission, node: ir.Node) -> None:
     if text(node, "format", ""):
         lower_float_linear(low, node, only_dtype(node))
         return
-    quantized = node.op_type == "QuantLinear"
-    if quantized and integer(node, "act_group", 32):
-        raise TargetRefused(
-            "GPU targets multiply activations in f16, not on a grid",
-            where=f"node '{node.name}'",
-            hint="use quantize-weights{act_group=0}",
-        )
     y_dtype = only_dtype(node)
-    tensors, linear = weights.quantized(node) if quantized else weights.plain(required(node.inputs[1]))
-    bias = weights.bias(node, 4 if quantized else 2)
+    tensors, linear = weights.multiplied(node)
+    bias = weights.bias(node, 4 if node.op_type == "QuantLinear" else 2)
     out = low.activation(node.outputs[0], linear.n, x.rows, dtype=y_dtype)
     operands = (
         *low.packed(tensors),
@@ -254,11 +218,12 @@ def lower_linear(low: Emission, node: ir.Node) -> None:
 
 
 def lower_gated_activation(low: Emission, node: ir.Node) -> None:
-    """Lower GatedActivation over the joint gate and up projection."""
-    x = low.slots[required(node.inputs[0])]
-    width = x.width // 2
-    kernel = GatedActivation(width, x.stride, text(node, "activation", "silu"))
-    out = low.activation(node.outputs[0], width, x.rows, dtype="f16")
+    """Lower GatedActivation over the joint gate and up projection, of a token or of each of its slots."""
+    value = required(node.inputs[0])
+    x, slots = low.slots[value], slots_of(value)
+    width = x.width // slots // 2
+    kernel = GatedActivation(width, x.stride // slots, text(node, "activation", "silu"), slots)
+    out = low.activation(node.outputs[0], slots * width, x.rows, dtype="f16")
     low.launch(node, kernel, (x.operand, low.info(), out), x.rows)
 
 
@@ -321,66 +286,6 @@ def lower_paged_attention(low: Emission, node: ir.Node) -> None:
     low.launch(node, wide, (*read, out), "tokens", "wide")
 
 
-def single(low: Emission, node: ir.Node, index: int) -> Slot:
-    """Return an input that must be f32."""
-    slot = low.slots[required(node.inputs[index])]
-    if slot.dtype != "f32":
-        raise TargetRefused(
-            f"'{node.op_type}' reads f32 on a GPU, its input is {slot.dtype}", where=f"node '{node.name}'"
-        )
-    return slot
-
-
-def lower_add(low: Emission, node: ir.Node) -> None:
-    """Lower a residual add that no norm took in."""
-    a, b = single(low, node, 0), single(low, node, 1)
-    out = low.activation(node.outputs[0], a.width, a.rows)
-    kernel = Add(width=a.width, a_stride=a.stride, b_stride=b.stride, rows=a.rows)
-    low.launch(node, kernel, (a.operand, b.operand, low.info(), out), a.rows)
-
-
-def lower_product(low: Emission, node: ir.Node) -> None:
-    """Lower a product of two activations, or of one with a constant scalar."""
-    values = [required(value) for value in node.inputs]
-    constants = [value for value in values if value.const_value is not None]
-    if not constants:
-        a, b = (low.slots[value] for value in values)
-        out = low.activation(node.outputs[0], a.width, a.rows, dtype=only_dtype(node))
-        product = Multiply(
-            width=a.width,
-            a_stride=a.stride,
-            b_stride=b.stride,
-            a_dtype=a.dtype,
-            b_dtype=b.dtype,
-            y_dtype=only_dtype(node),
-            rows=a.rows,
-        )
-        low.launch(node, product, (a.operand, b.operand, low.info(), out), a.rows)
-        return
-    if constants[0].const_value is None or constants[0].const_value.size != 1:
-        raise TargetRefused("GPU targets multiply by constant scalars only", where=f"node '{node.name}'")
-    factor = float(constants[0].const_value.numpy().reshape(()))
-    x = low.slots[next(value for value in values if value is not constants[0])]
-    launch_row(low, node, x, partial(Scale, factor=factor))
-
-
-def lower_activation(low: Emission, node: ir.Node) -> None:
-    """Lower an activation that no gated projection took in."""
-    if node.op_type == "Gelu" and text(node, "approximate", "none") != "tanh":
-        raise TargetRefused("GPU targets run Gelu with approximate='tanh' only", where=f"node '{node.name}'")
-    x = low.slots[required(node.inputs[0])]
-    function = {"Sigmoid": "sigmoid", "Gelu": "gelu_tanh"}[node.op_type]
-    launch_row(low, node, x, partial(Apply, activation=function))
-
-
-def launch_row(low: Emission, node: ir.Node, x: Slot, kernel: Callable[..., Kernel]) -> None:
-    """Launch what computes each element of a row from that of `x`, in the dtype in which it is read."""
-    dtype = only_dtype(node)
-    out = low.activation(node.outputs[0], x.width, x.rows, dtype=dtype)
-    made = kernel(width=x.width, x_stride=x.stride, x_dtype=x.dtype, y_dtype=dtype, rows=x.rows)
-    low.launch(node, made, (x.operand, low.info(), out), x.rows)
-
-
 LOWER: Rules[Emission] = {
     ("", "Gather"): lower_embedding,
     ("", "RMSNormalization"): lower_norm,
@@ -393,6 +298,10 @@ LOWER: Rules[Emission] = {
     ("tokc", "AddRmsNorm"): lower_norm,
     ("tokc", "Linear"): lower_linear,
     ("tokc", "QuantLinear"): lower_linear,
+    ("tokc", "MoeRouter"): lower_moe_router,
+    ("tokc", "MoeLinear"): lower_moe_linear,
+    ("tokc", "QuantMoeLinear"): lower_moe_linear,
+    ("tokc", "MoeCombine"): lower_moe_combine,
     ("tokc", "BlockDequantize"): skip,
     ("tokc", "GatedActivation"): lower_gated_activation,
     ("tokc", "RopeWriteKV"): lower_rope_write_kv,

@@ -6,11 +6,12 @@ import numpy as np
 import onnx_ir as ir
 
 from tokc.artifact.writer import Tensor
+from tokc.errors import TargetRefused
 from tokc.targets.constants import Array, array, dense, grid_of, name_of, quants, shape_of
 from tokc.targets.gpu.kernels.fp8_linear import Fp8Linear
 from tokc.targets.gpu.kernels.linear import Linear
 from tokc.targets.gpu.packing import fnuz_of, pack_codes, pack_dense, pack_groups, part_bytes
-from tokc.targets.nodes import required
+from tokc.targets.nodes import integer, required
 
 MATRIX = 2
 GROUP = 32
@@ -54,6 +55,22 @@ def quantized(node: ir.Node) -> tuple[tuple[Tensor, ...], Linear]:
     if offset is not None:
         loads["offset"] = lambda: pack_groups(array(offset), kernel)
     return _tensors(name_of(q), kernel, loads), kernel
+
+
+def multiplied(node: ir.Node) -> tuple[tuple[Tensor, ...], Linear]:
+    """Return the arrays of the weight that an op multiplies by, and a kernel that reads them.
+
+    Raises: TargetRefused for a grid that no kernel decodes, or if activations are to be on a grid.
+    """
+    if node.op_type not in {"QuantLinear", "QuantMoeLinear"}:
+        return plain(required(node.inputs[1]))
+    if integer(node, "act_group", GROUP):
+        raise TargetRefused(
+            "GPU targets multiply activations in f16, not on a grid",
+            where=f"node '{node.name}'",
+            hint="use quantize-weights{act_group=0}",
+        )
+    return quantized(node)
 
 
 def float8(node: ir.Node, form: str) -> tuple[tuple[Tensor, ...], Fp8Linear]:

@@ -1,7 +1,7 @@
 """The gated half of a feed-forward block: act(gate) * up.
 
-Shapes: gate_up f16[tokens, x_stride], gate in columns [0, width), up in the next as many
-        -> y f16[tokens, width].
+Shapes: gate_up f16[tokens * slots, x_stride], gate in columns [0, width), up in the next as many
+        -> y f16[tokens * slots, width].
 """
 
 from collections.abc import Mapping
@@ -17,11 +17,12 @@ BLOCK = 512
 
 @dataclass(frozen=True)
 class GatedActivation:
-    """One gate; computed in f32, and held within f16's range when it is rounded."""
+    """One gate, of each of a token's `slots`; computed in f32, held within f16's range when it is rounded."""
 
     width: int
     x_stride: int
     activation: str
+    slots: int = 1
     warps: int = 4
     stages: int = 1
     tensor_cores: bool = False
@@ -34,7 +35,8 @@ class GatedActivation:
     @property
     def symbol(self) -> str:
         """Return the kernel's name."""
-        return f"gated_{self.activation}_{self.width}_{self.x_stride}"
+        slots = f"_{self.slots}" if self.slots > 1 else ""
+        return f"gated_{self.activation}_{self.width}_{self.x_stride}{slots}"
 
     @property
     def args(self) -> tuple[tuple[str, str], ...]:
@@ -43,8 +45,8 @@ class GatedActivation:
 
     @property
     def grid(self) -> Grid:
-        """Return a program a token and block of columns."""
-        return Axis("tokens"), Axis(times=-(-self.width // BLOCK))
+        """Return a program a slot and block of columns."""
+        return Axis("tokens", times=self.slots), Axis(times=-(-self.width // BLOCK))
 
     @property
     def constants(self) -> Mapping[str, int | float | bool | str]:
@@ -52,6 +54,7 @@ class GatedActivation:
         return {
             "WIDTH": self.width,
             "X_STRIDE": self.x_stride,
+            "SLOTS": self.slots,
             "SILU": self.activation == "silu",
             "BLOCK": BLOCK,
         }

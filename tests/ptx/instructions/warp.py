@@ -18,6 +18,17 @@ def _whole_warp(decoding: Decoding, index: int) -> None:
         raise decoding.refuse("only whole warps are executed")
 
 
+def _whole_warp_when_run(decoding: Decoding, index: int) -> Callable[[Machine], None]:
+    """Return what checks, of a mask that may be a register, that it names every lane."""
+    members = decoding.source(index, U32)
+
+    def check(machine: Machine) -> None:
+        if not (np.asarray(members(machine)) == max(ALL_LANES)).all():
+            raise decoding.refuse("only whole warps are executed")
+
+    return check
+
+
 def shuffle(decoding: Decoding) -> Run:
     """`shfl.sync`: read another lane's register; a lane out of range reads its own."""
     decoding.need("sync")
@@ -101,11 +112,12 @@ def reduction(decoding: Decoding) -> Run:
     if kind.bits != 32 or kind.kind == "f":
         raise decoding.refuse(f"redux of {kind.name} is not executed")
     decoding.finish(3)
-    _whole_warp(decoding, 2)
+    require_whole_warp = _whole_warp_when_run(decoding, 2)
     source, sink = decoding.source(1, kind), decoding.sink(0, kind)
 
     def run(machine: Machine, mask: Mask) -> None:
         machine.converged(mask, "redux.sync")
+        require_whole_warp(machine)
         value = np.broadcast_to(source(machine), (machine.lanes,)).reshape(-1, WARP)
         sink(machine, np.repeat(combine(value), WARP), None)
 

@@ -25,7 +25,8 @@ def info(**sizes: int) -> npt.NDArray[np.int32]:
 
 def extent(axis: Axis, sizes: Mapping[str, int]) -> int:
     """Return how many programs an axis has."""
-    return axis.times * (1 if axis.symbol is None else -(-sizes[axis.symbol] // axis.per))
+    programs = axis.times * (1 if axis.symbol is None else -(-sizes[axis.symbol] // axis.per))
+    return programs if axis.most is None else min(programs, axis.most)
 
 
 def interpret(kernel: Kernel, arrays: Mapping[str, Array], sizes: Mapping[str, int]) -> None:

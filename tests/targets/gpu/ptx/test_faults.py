@@ -94,6 +94,7 @@ def test_a_register_is_written_before_it_is_read_unless_nothing_ever_writes_it()
         ("add.s64 %d, %a0, %a0;", "register '%d' does not hold a s64"),
         ("add.s32 %d, %a0, %q1;", "operand '%q1' is not understood"),
         ("shfl.sync.bfly.b32 %d, %a0, 1, 31, 15;", "only whole warps are executed"),
+        ("mov.b32 %r1, 15; redux.sync.add.s32 %d, %a0, %r1;", "only whole warps are executed"),
         (".shared .b8 more[4]; mov.b32 %d, 0;", "unknown directive"),
     ],
 )

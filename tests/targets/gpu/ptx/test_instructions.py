@@ -143,6 +143,7 @@ def test_lanes_read_each_other(how: str, wanted: Array) -> None:
         ("setp.lt.s32 %p1, %a0, 3; vote.sync.all.pred %p2, %p1, -1; selp.b32 %d, 1, 0, %p2;", 0),
         ("redux.sync.add.s32 %d, %a0, -1;", 496),
         ("redux.sync.max.s32 %d, %a0, -1;", 31),
+        ("mov.b32 %r1, -1; redux.sync.min.s32 %d, %a0, %r1;", 0),
     ],
 )
 def test_a_warp_combines_its_lanes(body: str, wanted: int) -> None:

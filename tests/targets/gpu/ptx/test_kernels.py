@@ -19,6 +19,8 @@ from tests.targets.gpu import (
     test_gather_rows,
     test_int8_linear,
     test_linear,
+    test_moe,
+    test_moe_linear,
     test_paged_attention,
     test_rms_norm,
     test_rope_write_kv,
@@ -29,6 +31,7 @@ from tokc.targets.gpu.kernel import Kernel
 from tokc.targets.gpu.kernels.elementwise import Add
 from tokc.targets.gpu.kernels.fp8_linear import Fp8Linear
 from tokc.targets.gpu.kernels.linear import Tile
+from tokc.targets.gpu.kernels.moe_linear import MoeLinear
 
 ARCHITECTURES = ("sm_80", "sm_90")
 # How much more than the least a kernel may move between memory and a CTA.
@@ -40,6 +43,8 @@ CASES = (
     test_gather_rows,
     test_int8_linear,
     test_linear,
+    test_moe,
+    test_moe_linear,
     test_paged_attention,
     test_rms_norm,
     test_rope_write_kv,
@@ -139,6 +144,36 @@ def test_a_row_has_the_same_bits_in_narrow_and_wide_tiles(launches: Launches) ->
 
 def test_ranges_of_columns_meet_in_memory(launches: Launches) -> None:
     test_linear.test_ranges_of_columns_that_are_dealt_to_programs_give_the_same_bits(4, symmetric=False)
+
+
+def test_experts_are_chosen_grouped_and_combined(launches: Launches) -> None:
+    test_moe.test_scores_are_the_products_in_f32(5, 64, 19)
+    test_moe.test_the_largest_scores_are_chosen_and_weighed(6, 3, shared=True, normalize=False)
+    test_moe.test_slots_are_sorted_by_expert_in_their_own_order(8, 3, 40)
+    test_moe.test_slots_are_summed_by_weight(shared=True)
+
+
+@pytest.mark.parametrize(("bits", "symmetric", "rows"), [(4, True, 16), (4, False, 64), (16, True, 64)])
+def test_products_of_experts(launches: Launches, bits: int, symmetric: bool, rows: int) -> None:
+    tile = Tile(64, 64 if bits == 16 else 128, warps=4, stages=3)
+    one = test_linear.linear(96, 256, bits, symmetric=symmetric, tile=tile, tile_rows=rows)
+    kernel = MoeLinear(one, 4, 2, True, 128)
+    chosen = test_moe_linear.chosen_by(kernel, 9 if rows == 16 else 70)
+    chosen[chosen == 2] = 3 - chosen[chosen == 2] % 2  # an expert that nobody takes
+    chosen[:, 1] = (chosen[:, 0] + 1) % 4
+    chosen[chosen == 2] = (chosen[chosen == 2] + 1) % 4
+    parts = test_linear.weight(test_moe_linear.every(kernel))
+    x = test_moe_linear.inputs(kernel, len(chosen))
+    found = test_moe_linear.run(kernel, parts, x, chosen, bucket=16)
+    wanted = test_moe_linear.expected_of(kernel, parts, x, chosen)
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=5e-4 * np.abs(wanted).max())
+    assert launches.uses_warpgroups() == (launches.architecture == "sm_90")
+    # Each tile of rows reads its expert's weights, each tile of the weight the rows that it multiplies.
+    counts = np.bincount(chosen.reshape(-1), minlength=4)
+    tiles, across = -(-counts // rows), 2
+    weights = sum(part.nbytes for part in parts.values()) / 4 * tiles.sum()
+    least = weights + x[0].nbytes * chosen.size * across + found.nbytes
+    assert launches.counts[-1].moved_bytes <= MOVED * least
 
 
 @pytest.mark.parametrize("dtype", ["f16", "int8"])
