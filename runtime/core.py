@@ -13,7 +13,8 @@ from tokc.runtime.executors.base import Batch, Executor, Float32s
 from tokc.runtime.sampler import sample
 from tokc.runtime.scheduler import Chunk, Scheduler
 from tokc.runtime.sequence import FinishReason, Logprob, Sequence
-from tokc.runtime.speculation.controller import Speculation
+from tokc.runtime.speculation.drafter import Computed
+from tokc.runtime.speculation.speculation import Speculation
 
 
 class Event(NamedTuple):
@@ -85,18 +86,22 @@ class Core:
         chunks = self.scheduler.schedule()
         if not chunks:
             return []
-        drafts = self._drafts(chunks)
         began_s = time.perf_counter()
+        drafts = self._drafts(chunks)
+        drafted_s = time.perf_counter()
         logits = self.executor.step(self._batch(chunks, drafts))
-        self._time(chunks, drafts, time.perf_counter() - began_s)
         self.counters.steps += 1
-        ready = []
+        ready, starts = [], [chunk.sequence.computed for chunk in chunks]
         for chunk in chunks:
             self.counters.computed_tokens += chunk.count + len(drafts.get(chunk.sequence, ()))
             self.scheduler.computed(chunk)
             if chunk.sequence.computed == len(chunk.sequence.tokens):
                 ready.append(chunk.sequence)
-        return self._choose(logits, ready, drafts)
+        events = self._choose(logits, ready, drafts)
+        self._time(chunks, drafts, began_s, drafted_s)
+        if self.speculation is not None:
+            self.speculation.observe(_kept(chunks, starts, drafts))
+        return events
 
     def _choose(
         self, logits: Float32s, ready: list[Sequence], drafts: Mapping[Sequence, list[int]]
@@ -128,6 +133,8 @@ class Core:
         """Keep what was computed of a draft as far as it held, and end the sequence if it ended."""
         if held:
             self.scheduler.computed(Chunk(sequence, held))
+        if drafted:
+            self.counters.drafts.add(drafted, held)
         if self.speculation is not None:
             self.speculation.learn(sequence, drafted, held)
         if sequence.finish_reason is not None:
@@ -141,17 +148,18 @@ class Core:
         decodes = [sequence for sequence in ends if sequence.output_length]
         tokens = sum(chunk.count for chunk in chunks)
         room = min(self.scheduler.token_budget - tokens, self.executor.max_seqs - len(ends))
-        found = self.speculation.drafts(decodes, tokens, room) if decodes else {}
-        room_of = {sequence: self.scheduler.grow(sequence, len(draft)) for sequence, draft in found.items()}
-        return {sequence: found[sequence][:count] for sequence, count in room_of.items() if count}
+        return self.speculation.drafts(decodes, tokens, room, self.scheduler.grow) if decodes else {}
 
-    def _time(self, chunks: Items[Chunk], drafts: Mapping[Sequence, list[int]], seconds: float) -> None:
-        """Count a step's time; learn from one of decoding alone what a token more costs."""
+    def _time(
+        self, chunks: Items[Chunk], drafts: Mapping[Sequence, list[int]], began_s: float, drafted_s: float
+    ) -> None:
+        """Count the time of a step that ends now; learn from one of decoding alone."""
+        now_s = time.perf_counter()
         prefill = sum(c.count for c in chunks if c.count > 1 or not c.sequence.output_length)
         decode = sum(c.count for c in chunks) - prefill
-        self.counters.busy(seconds, prefill=prefill, decode=decode)
+        self.counters.busy(now_s - began_s, prefill=prefill, decode=decode)
         if self.speculation is not None and all(chunk.count == 1 for chunk in chunks):
-            self.speculation.time.learn(len(chunks) + sum(map(len, drafts.values())), seconds)
+            self.speculation.timed(len(chunks) + sum(map(len, drafts.values())), now_s - drafted_s)
 
     def _batch(self, chunks: Items[Chunk], drafts: Mapping[Sequence, list[int]]) -> Batch:
         ids: list[int] = []
@@ -190,3 +198,14 @@ class Core:
             self._tables[slot, filled : len(sequence.pages)] = sequence.pages[filled:]
             sequence.tabled = len(sequence.pages)
         return slot
+
+
+def _kept(chunks: Items[Chunk], starts: Items[int], drafts: Mapping[Sequence, list[int]]) -> list[Computed]:
+    """Return which rows of a step belong to tokens that stay, of sequences that go on."""
+    kept, row = [], 0
+    for chunk, start in zip(chunks, starts, strict=True):
+        sequence = chunk.sequence
+        if sequence.finish_reason is None:
+            kept.append(Computed(sequence, row, start, sequence.computed - start))
+        row += chunk.count + len(drafts.get(sequence, ()))
+    return kept

@@ -10,6 +10,36 @@ TTFT_BOUNDS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 6
 TPOT_BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 
 
+class DraftCounts:
+    """Counts drafts: `verified` and `accepted` tokens, in all and by their place in the draft."""
+
+    def __init__(self) -> None:
+        """Start with none."""
+        self.drafts = 0
+        self.verified_at: list[int] = []
+        self.accepted_at: list[int] = []
+
+    @property
+    def verified(self) -> int:
+        """Return how many drafted tokens were verified."""
+        return sum(self.verified_at)
+
+    @property
+    def accepted(self) -> int:
+        """Return how many of them held."""
+        return sum(self.accepted_at)
+
+    def add(self, verified: int, accepted: int) -> None:
+        """Count a draft."""
+        self.drafts += 1
+        missing = verified - len(self.verified_at)
+        self.verified_at += [0] * missing
+        self.accepted_at += [0] * missing
+        for place in range(verified):
+            self.verified_at[place] += 1
+            self.accepted_at[place] += place < accepted
+
+
 class Histogram:
     """Counts observations at or below each bound."""
 
@@ -46,6 +76,7 @@ class Counters:
     generated_tokens: int = 0
     prefill_s: float = 0.0
     decode_s: float = 0.0
+    drafts: DraftCounts = field(default_factory=DraftCounts)
     finished: dict[str, int] = field(default_factory=lambda: {"stop": 0, "length": 0, "abort": 0})
     ttft_s: Histogram = field(default_factory=lambda: Histogram(TTFT_BOUNDS_S))
     tpot_s: Histogram = field(default_factory=lambda: Histogram(TPOT_BOUNDS_S))

@@ -22,7 +22,7 @@ from tokc.runtime.grammar import Grammars
 from tokc.runtime.request import Request
 from tokc.runtime.sequence import Delta, Result, SamplingOptions, SamplingParams, Sequence
 from tokc.runtime.speculation.config import SpeculativeConfig
-from tokc.runtime.speculation.controller import speculation_of
+from tokc.runtime.speculation.table import speculation_of
 from tokc.runtime.tokenizer import Tokenizer
 from tokc.runtime.tool_calls import HERMES, Tool, ToolFormat, format_of, spelled_out
 

@@ -7,7 +7,7 @@ from typing import NamedTuple, Self
 from tokc.errors import UnknownOption
 
 WHERE = "speculative config"
-METHODS = ("ngram", "none")
+METHODS = ("ngram", "suffix", "none")
 MAX_TOKENS = 12
 EXAMPLE = """as in '{"method": "ngram"}'"""
 

@@ -1,72 +1,72 @@
-"""How much to draft for each sequence of a step."""
+"""How much to draft for each sequence of a step, so that steps make more tokens a second."""
 
+from collections.abc import Callable
 from collections.abc import Sequence as Items
+from typing import NamedTuple
 
-from tokc.runtime.sequence import Sequence
-from tokc.runtime.speculation.config import MAX_TOKENS, SpeculativeConfig
-from tokc.runtime.speculation.ngram import NgramDrafter
-from tokc.runtime.speculation.step_time import StepTime
+from tokc.runtime.speculation.drafter import Branch
+
+# A draft must be expected to make a step so much better; what is measured errs.
+MARGIN = 1.02
+LEAST_GAIN = 0.02
 
 
-class Speculation:
-    """Chooses how much to draft for each sequence of a step, so that a step makes more tokens a second.
+class Setting(NamedTuple):
+    """The step that drafts are added to.
 
-    A token is drafted while it adds more to the expected tokens, at the sequence's own rate of acceptance,
-    than it adds to the expected time of the step.
+    It computes `tokens` and makes `made` of them without drafts, `room` are left; `spent_s` went into drafts.
+    `step_s` are the seconds of a step by its tokens; `draft_s` those of drafting the tokens at a place of all
+    branches (place, tokens computed); `due` what a branch computes for its first place.
     """
 
-    def __init__(self, most: int = MAX_TOKENS) -> None:
-        """Draft at most `most` tokens for a sequence; start without experience."""
-        self.most = most
-        self._drafters: dict[Sequence, NgramDrafter] = {}
-        self.time = StepTime()
-        self.drafted = 0
-        self.held = 0
-
-    def drafts(self, sequences: Items[Sequence], tokens: int, room: int) -> dict[Sequence, list[int]]:
-        """Return drafts for sequences that compute their last token in a step of `tokens`.
-
-        Together they hold at most `room` tokens; a sequence without a draft is left out.
-        """
-        offers = {sequence: self._offer(sequence, room) for sequence in sequences}
-        rates = {sequence: self._drafters[sequence].acceptance for sequence in sequences}
-        counts = dict.fromkeys(sequences, 0)
-        expected = float(len(sequences))
-        base, slope = self.time.line()
-        while room > 0:
-            gains = {
-                sequence: rates[sequence] ** (counts[sequence] + 1)
-                for sequence, found in offers.items()
-                if counts[sequence] < len(found)
-            }
-            best = max(gains, key=lambda sequence: gains[sequence], default=None)
-            if best is None or gains[best] * (base + slope * tokens) <= slope * expected:
-                break
-            counts[best] += 1
-            expected, tokens, room = expected + gains[best], tokens + 1, room - 1
-        return {sequence: offers[sequence][:count] for sequence, count in counts.items() if count}
-
-    def _offer(self, sequence: Sequence, room: int) -> list[int]:
-        drafter = self._drafters.setdefault(sequence, NgramDrafter())
-        most = min(self.most, sequence.last_output - sequence.output_length - 1, room)
-        return drafter.draft(sequence.tokens, most) if most > 0 else []
-
-    def learn(self, sequence: Sequence, drafted: int, held: int) -> None:
-        """Note how a draft of a sequence went; a sequence that ended is forgotten."""
-        self.drafted += drafted
-        self.held += held
-        if sequence.finish_reason is not None:
-            self._drafters.pop(sequence, None)
-        elif sequence in self._drafters:
-            self._drafters[sequence].learn(drafted, held)
-
-    def forget(self, sequence: Sequence) -> None:
-        """Forget a sequence that was taken out."""
-        self._drafters.pop(sequence, None)
+    tokens: int
+    made: int
+    room: int
+    spent_s: float
+    step_s: Callable[[float], float]
+    draft_s: Callable[[int, float], float]
+    due: Callable[[Branch], float]
 
 
-def speculation_of(config: SpeculativeConfig | None) -> Speculation | None:
-    """Return a new speculation as it was asked for, None for none."""
-    if config is None or config.method == "none":
-        return None
-    return Speculation(config.num_speculative_tokens or MAX_TOKENS)
+class Choice(NamedTuple):
+    """The depth of each branch, and tokens a second with it and without any."""
+
+    depths: dict[Branch, int]
+    rate: float
+    plain_rate: float
+
+
+def choose(setting: Setting, gains: Items[tuple[Branch, Items[float]]]) -> Choice:
+    """Return the depths that make most tokens a second.
+
+    `gains` has for each branch the probability that its token at each place is made, so far drafted or not;
+    these fall. Tokens are added in the order of their gains, and the best of these sets is taken. Nothing is
+    drafted that does not win by MARGIN; of what was drafted already, what is worth verifying.
+    """
+    plain = best = setting.made / (setting.step_s(setting.tokens) + setting.spent_s)
+    if not setting.spent_s:
+        best *= MARGIN
+    seconds, expected, taken = setting.spent_s, float(setting.made), 0
+    order = _in_order(gains)
+    rows: dict[int, float] = {}
+    for count, (gain, place, branch) in enumerate(order[: max(setting.room, 0)], 1):
+        expected += gain
+        if place >= len(branch.tokens):
+            before = rows.get(place, 0.0)
+            rows[place] = after = before + (1.0 if place else setting.due(branch))
+            seconds += setting.draft_s(place, after) - setting.draft_s(place, before)
+        rate = expected / (setting.step_s(setting.tokens + count) + seconds)
+        if rate > best:
+            best, taken = rate, count
+    depths: dict[Branch, int] = {}
+    for _, _, branch in order[:taken]:
+        depths[branch] = depths.get(branch, 0) + 1
+    return Choice(depths, best if taken else plain, plain)
+
+
+def _in_order(gains: Items[tuple[Branch, Items[float]]]) -> list[tuple[float, int, Branch]]:
+    found = [
+        (gain, place, branch) for branch, row in gains for place, gain in enumerate(row) if gain >= LEAST_GAIN
+    ]
+    found.sort(key=lambda one: (-one[0], one[1]))
+    return found

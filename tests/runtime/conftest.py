@@ -8,7 +8,7 @@ from tests.runtime.hash_model import CHATML, EOS, HashModel, byte_tokenizer
 from tokc.runtime.chat import ChatTemplate
 from tokc.runtime.core import Core
 from tokc.runtime.engine import Engine
-from tokc.runtime.speculation.controller import Speculation
+from tokc.runtime.speculation.speculation import Speculation
 
 MakeEngine = Callable[..., Engine]
 

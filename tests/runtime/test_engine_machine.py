@@ -17,7 +17,8 @@ from tokc.runtime.engine import Engine
 from tokc.runtime.request import Request
 from tokc.runtime.sampler import sample
 from tokc.runtime.sequence import SamplingParams, Sequence
-from tokc.runtime.speculation.controller import Speculation
+from tokc.runtime.speculation.ngram import NgramDrafter
+from tokc.runtime.speculation.speculation import Speculation
 
 PAGE, CONTEXT = 4, 40
 MOST_STEPS = 2000
@@ -35,7 +36,7 @@ def alone(prompt: tuple[int, ...], max_tokens: int, seed: int | None) -> tuple[i
     sequence = Sequence(prompt, params, seed=seed or 0, last_output=max_tokens)
     sequence.eos_ids = frozenset([EOS])
     while sequence.finish_reason is None:
-        [(token, _)] = sample(history_logits(sequence.tokens)[None], [sequence])
+        [(token, _)] = sample(history_logits(sequence.tokens)[None], [sequence], [0])
         sequence.append(token)
     return tuple(sequence.output)
 
@@ -56,7 +57,7 @@ class Serving(RuleBasedStateMachine):
             self.model,
             token_budget=budget,
             prefix_cache=prefix_cache,
-            speculation=Speculation() if speculate else None,
+            speculation=Speculation(NgramDrafter()) if speculate else None,
         )
         self.engine = Engine(self.model, TOKENIZER, eos_ids=[EOS], core=self.core)
         self.running: list[tuple[Request, tuple[int, ...], int, int | None]] = []

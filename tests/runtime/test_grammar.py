@@ -15,7 +15,8 @@ from tokc.errors import RequestRefused
 from tokc.runtime.engine import Engine
 from tokc.runtime.grammar import ANY_OBJECT, Constraint, Grammars, json_schema
 from tokc.runtime.sequence import Result, SamplingParams
-from tokc.runtime.speculation.controller import Speculation
+from tokc.runtime.speculation.ngram import NgramDrafter
+from tokc.runtime.speculation.speculation import Speculation
 
 PERSON = json_schema(
     {
@@ -77,7 +78,7 @@ def test_an_answer_is_the_same_alone_among_others_and_behind_a_draft(make_engine
     params = [
         SamplingParams(constraint=PERSON, seed=seed, temperature=1.0, max_tokens=200) for seed in range(6)
     ]
-    for speculation in (None, Speculation()):
+    for speculation in (None, Speculation(NgramDrafter())):
         engine = make_engine(
             context_length=256, num_pages=90, max_tokens=24, speculation=speculation
         )  # too few pages for all: some are preempted

@@ -1,0 +1,158 @@
+"""Drafts for the sequences of a step, and what is learned from how they went."""
+
+import time
+from collections.abc import Callable
+from collections.abc import Sequence as Items
+
+from tokc.runtime.sequence import Sequence
+from tokc.runtime.speculation.acceptance import HIGHEST, Acceptance, Trust
+from tokc.runtime.speculation.config import MAX_TOKENS
+from tokc.runtime.speculation.controller import Setting, choose
+from tokc.runtime.speculation.drafter import Branch, Computed, Drafter
+from tokc.runtime.speculation.step_time import StepTime
+
+# What a call of a drafter takes before one was timed, as a share of a step.
+DRAFT_SHARE = 0.15
+# The first drafts are made to be timed, whatever is expected of them; and one after so many steps without
+# any, for time and acceptance may have changed.
+FIRST_PROBES, PROBE_STEPS = 3, 256
+# A step without drafts costs nothing that would not be spent without speculation. So many come first at each
+# number of tokens, and one after so many steps with drafts, for its time is what drafts are weighed against.
+PLAIN_STEPS, PLAIN_EVERY = 3, 64
+# A draft that must first catch up with a text pays for it over so many of its tokens at most.
+AMORTIZED_TOKENS = 64
+
+Grow = Callable[[Sequence, int], int]
+
+
+class Speculation:
+    """Drafts with one drafter, as deep for each sequence as pays at its own rate of acceptance."""
+
+    def __init__(
+        self, drafter: Drafter, *, most: int = MAX_TOKENS, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        """Draft at most `most` tokens for a sequence; start without experience."""
+        self.drafter, self.most = drafter, most
+        self.time = StepTime()
+        self.draft_time = StepTime(share=DRAFT_SHARE, of=self.time)
+        self.acceptance = Acceptance(drafter.priors)
+        self._clock = clock
+        self._trust: dict[Sequence, Trust] = {}
+        self._open: dict[Sequence, Branch] = {}
+        self._steps_without = self._steps_with = self._calls = 0
+
+    def drafts(
+        self, sequences: Items[Sequence], tokens: int, room: int, grow: Grow
+    ) -> dict[Sequence, list[int]]:
+        """Return drafts for sequences that compute their last token in a step of `tokens`.
+
+        Together they hold at most `room` tokens; `grow` makes place in the cache for so many tokens behind a
+        sequence's own, and returns for how many there is.
+        """
+        branches = [branch for sequence in sequences for branch in self._branch(sequence, room)]
+        self._open = {branch.sequence: branch for branch in branches}
+        if not branches or self._measures_plain(tokens):
+            self._steps_with = 0
+            return {}
+        if self.drafter.stride == 0:
+            self._extend(branches)
+        self._steps_with += 1
+        depths = self._drafted(
+            branches,
+            Setting(tokens, len(sequences), room, 0.0, self.time.seconds, self._draft_s, self._due),
+            grow,
+        )
+        return {branch.sequence: branch.tokens[:depth] for branch, depth in depths.items() if depth}
+
+    def learn(self, sequence: Sequence, drafted: int, held: int) -> None:
+        """Note how a draft went of which `drafted` tokens were verified; of 0, that there was none."""
+        branch, trust = self._open.pop(sequence, None), self._trust.get(sequence)
+        if branch is None or trust is None:
+            return
+        if not drafted:
+            trust.relax()
+        ended = sequence.finish_reason is not None
+        for place in range(min(held + (not ended), drafted)):
+            trust.learn(branch.chances[place], held=place < held)
+            self.acceptance.learn(place, branch.confidences[place], held=place < held)
+
+    def timed(self, tokens: int, seconds: float) -> None:
+        """Note what a step of so many tokens took."""
+        self.time.learn(tokens, seconds)
+
+    def observe(self, computed: Items[Computed]) -> None:
+        """Let the drafter see what a step computed."""
+        self.drafter.observe(computed)
+
+    def forget(self, sequence: Sequence) -> None:
+        """Forget a sequence that ended or was taken out."""
+        self._trust.pop(sequence, None)
+        self.drafter.forget(sequence)
+
+    def _measures_plain(self, tokens: int) -> bool:
+        """Say whether this step is to be timed without drafts."""
+        return self.time.observations(tokens) < PLAIN_STEPS or self._steps_with >= PLAIN_EVERY
+
+    def _branch(self, sequence: Sequence, room: int) -> Items[Branch]:
+        most = min(self.most, sequence.last_output - sequence.output_length - 1, room)
+        if most <= 0 or self.drafter.due(sequence) is None:
+            return ()
+        self._trust.setdefault(sequence, Trust())
+        return (Branch(sequence, most),)
+
+    def _drafted(self, branches: Items[Branch], setting: Setting, grow: Grow) -> dict[Branch, int]:
+        """Draft as long as a further token pays; returns how many of each draft to verify."""
+        while True:
+            depths = choose(setting, [(branch, self._gains(branch)) for branch in branches]).depths
+            probe = not depths and self._probes(branches)
+            if probe:
+                depths = {min(branches, key=self._due): 1}
+            depths = {branch: grow(branch.sequence, depth) for branch, depth in depths.items()}
+            going = [branch for branch, depth in depths.items() if depth > len(branch.tokens)]
+            if going:
+                setting = setting._replace(spent_s=setting.spent_s + self._extend(going))
+            if probe or not going:
+                self._steps_without = 0 if any(depths.values()) else self._steps_without + 1
+                return depths
+
+    def _probes(self, branches: Items[Branch]) -> bool:
+        """Say whether to draft although it does not seem to pay, so that figures do not grow old."""
+        if not self.drafter.stride or any(branch.tokens for branch in branches):
+            return False
+        return self._calls < FIRST_PROBES or self._steps_without >= PROBE_STEPS
+
+    def _extend(self, branches: Items[Branch]) -> float:
+        """Draft further; returns the seconds that it took."""
+        began_s = self._clock()
+        computed = self.drafter.extend(branches)
+        for branch in branches:
+            for place in range(len(branch.chances), len(branch.tokens)):
+                chance = self.acceptance.chance(place, branch.confidences[place])
+                branch.chances.append(chance)
+                self.acceptance.drafted(place, chance)
+        seconds = self._clock() - began_s
+        self._calls += 1
+        if computed:
+            self.draft_time.learn(computed, seconds)
+        return seconds
+
+    def _gains(self, branch: Branch) -> list[float]:
+        """Return for each place how likely its token is made, drafted already or not."""
+        factor, gain, gains = self._trust[branch.sequence].factor, 1.0, []
+        for place in range(branch.most):
+            drafted = place < len(branch.chances)
+            chance = branch.chances[place] if drafted else self.acceptance.expected(place)
+            gain *= min(chance * factor, HIGHEST)
+            gains.append(gain)
+        return gains
+
+    def _draft_s(self, place: int, tokens: float) -> float:
+        """Return the seconds of drafting the tokens at a place; a call drafts `stride` of them."""
+        stride = self.drafter.stride
+        return 0.0 if not stride or place % stride else self.draft_time.seconds(tokens)
+
+    def _due(self, branch: Branch) -> float:
+        sequence = branch.sequence
+        due, usual = self.drafter.due(sequence) or 0, self.most + 1
+        left = max(min(sequence.last_output - sequence.output_length, AMORTIZED_TOKENS), 1)
+        return due if due <= usual else usual + (due - usual) / left

@@ -1,0 +1,72 @@
+"""Drafters of the tests: they draft what they were told, right or wrong."""
+
+from collections.abc import Mapping, Sequence
+from random import Random
+from typing import Any
+
+from tokc.runtime.sequence import Sequence as Tokens
+from tokc.runtime.speculation.drafter import Branch, Computed, Drafter
+from tokc.runtime.speculation.ngram import NgramDrafter
+from tokc.runtime.speculation.speculation import Speculation
+
+
+class Arbitrary:
+    """Drafts tokens that follow, as `answers` say by prompt, or any others, at random."""
+
+    priors = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+
+    def __init__(
+        self,
+        answers: Mapping[tuple[int, ...], Sequence[int]] | None = None,
+        *,
+        seed: int = 0,
+        vocab: int = 259,
+        stride: int = 1,
+    ) -> None:
+        self.stride, self._vocab = stride, vocab
+        self._answers, self._random = answers or {}, Random(seed)
+        self.observed: list[Computed] = []
+        self.forgotten = 0
+
+    def due(self, sequence: Tokens) -> int | None:
+        return 1
+
+    def extend(self, branches: Sequence[Branch]) -> int:
+        for branch in branches:
+            if self._random.random() < 0.1:
+                branch.close()
+                continue
+            for _ in range(max(self.stride, 1)):
+                if len(branch.tokens) < branch.most:
+                    branch.add(self._token(branch), self._random.random())
+        return len(branches)
+
+    def _token(self, branch: Branch) -> int:
+        sequence = branch.sequence
+        answer = self._answers.get(tuple(sequence.tokens[: sequence.prompt_length]), ())
+        place = sequence.output_length + len(branch.tokens)
+        if place < len(answer) and self._random.random() < 0.7:
+            return answer[place]
+        return self._random.randrange(self._vocab)
+
+    def observe(self, computed: Sequence[Computed]) -> None:
+        self.observed += computed
+
+    def forget(self, sequence: Tokens) -> None:
+        self.forgotten += 1
+
+
+class Eager(Speculation):
+    """Drafts and verifies all it can, whatever it costs, so that drafts fail often."""
+
+    def __init__(self, drafter: Drafter | None = None, **options: Any) -> None:
+        super().__init__(drafter or NgramDrafter(), **options)
+
+    def _drafted(self, branches: Any, setting: Any, grow: Any) -> dict[Branch, int]:
+        room = setting.room
+        for branch in branches:
+            branch.most = min(branch.most, grow(branch.sequence, min(branch.most, room)))
+            room -= branch.most
+        while going := [branch for branch in branches if len(branch.tokens) < branch.most]:
+            self._extend(going)
+        return {branch: min(branch.most, len(branch.tokens)) for branch in branches}
