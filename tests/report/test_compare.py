@@ -9,10 +9,10 @@ from typer.testing import CliRunner
 
 from tests.report.sample import HOST, write_artifact, write_bench
 from tokc.cli.app import app
+from tokc.cost import machine
 from tokc.cost.hosted import Hosted, break_even, hosted_sheet, named_hosted
 from tokc.cost.sheet import device_sheet
 from tokc.errors import TokcError, UnknownOption
-from tokc.report import compare as module
 from tokc.report import compare_text
 from tokc.report.compare import HERE, Comparison, Option, cheapest, compare, parse_prices
 
@@ -49,12 +49,12 @@ def test_a_bench_is_measured_and_a_device_is_predicted(artifact: Path) -> None:
     assert at(found, "l4", 8).low is None
 
 
-def test_a_prediction_is_the_roofline_of_the_counted_work(artifact: Path) -> None:
+def test_a_prediction_is_the_published_share_of_the_roofline_of_the_counted_work(artifact: Path) -> None:
     found = at(over(artifact, ["h100-sxm"], "h100-sxm=2/h"), "h100-sxm", 1)
     sheet = device_sheet()["h100-sxm"]
     launches_s = (121 + 30 + 30 + 60 + 30 + 1) * (sheet.launch_s or 0.0)
     moved = 8.62e7 + 2.36e7 * 160 / 1024 + 2.9e5 + 5.5e5 + 5.5e5 + 3e3
-    step_s = launches_s + moved / sheet.read_bytes_per_s
+    step_s = launches_s + moved / (0.83 * sheet.read_bytes_per_s)
     assert 64 / found.tokens_per_s == pytest.approx(64 * step_s, rel=0.1)
 
 
@@ -104,7 +104,7 @@ def test_what_does_not_fit_a_device_is_left_out_and_named(artifact: Path) -> Non
 def test_without_bench_and_devices_this_machine_is_predicted(
     artifact: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "probe", lambda **_: HOST)
+    monkeypatch.setattr(machine, "probe", lambda **_: HOST)
     found = over(artifact)
     assert {(one.device, one.basis) for one in found.options} == {(HERE, "predicted")}
     assert "aws:c7i.large" in (found.options[0].price or "")
@@ -177,3 +177,27 @@ def test_the_command_prints_tables_markdown_and_json(artifact: Path) -> None:
     assert value["break_evens"] == []
     assert len(value["options"]) == 6
     assert runner.invoke(app, [*asked, "--markdown"]).stdout.startswith("### Cost of a million output tokens")
+
+
+def test_all_devices_are_predicted_with_what_fits_them(artifact: Path) -> None:
+    found = over(artifact, ["all"])
+    assert {room.device for room in found.rooms} == set(device_sheet())
+    l4 = next(room for room in found.rooms if room.device == "l4")
+    weights, kv = 107e6, 23040
+    assert l4.kv_tokens == pytest.approx((24e9 - weights) * 0.85 / kv, rel=0.01)
+    for one in l4.contexts:
+        assert one.sequences == l4.kv_tokens // one.context
+        assert one.batch <= one.sequences
+
+
+def test_what_does_not_fit_has_no_cost(artifact: Path) -> None:
+    found = over(artifact, ["groq-lpu"])
+    longest = found.rooms[0].contexts[-1]
+    assert found.rooms[0].kv_tokens * 23040 < 230e6
+    assert (longest.sequences == 0) == (longest.tokens_per_s is None)
+
+
+def test_a_longer_context_never_costs_less_at_the_same_price(artifact: Path) -> None:
+    (room,) = over(artifact, ["l4"], "l4=0.80/h").rooms
+    costs = [one.usd_per_mtok for one in room.contexts]
+    assert costs == sorted(costs)

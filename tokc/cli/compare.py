@@ -7,7 +7,7 @@ import typer
 
 from tokc.cli.console import console, print_json
 
-DEVICES_HELP = "Rows of the device sheet to predict for, by commas: l4,h100-sxm."
+DEVICES_HELP = "Rows of the device sheet to predict for, by commas: l4,h100-sxm; or 'all'."
 
 
 def compare(

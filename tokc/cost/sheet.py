@@ -14,6 +14,8 @@ from tokc.errors import UnknownOption
 class Sheet:
     """One device: dense rates a second, memory in bytes, `units` multiprocessors or cores of a chip.
 
+    Without `targets` tokc makes no code for it: costs there are predictions of the work alone.
+
     `launch_s` is what an empty kernel takes in a graph, `watts` the board's power limit; None where unknown.
     """
 
@@ -34,7 +36,7 @@ class Sheet:
         launches = f"{empty * 1e6:.2g} µs a launch" if empty else "the time of launches left out"
         return Host(
             cpu=self.summary,
-            arch=self.targets[0],
+            arch=self.targets[0] if self.targets else "no target of tokc",
             cores=self.units,
             memory_bytes=int(self.memory_bytes),
             instructions=(),

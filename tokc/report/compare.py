@@ -5,19 +5,20 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
-from tokc.cost.devices import Host, probe
 from tokc.cost.hosted import Hosted, break_even
+from tokc.cost.machine import HERE, Machine, machine_here, machine_of
 from tokc.cost.measure import Bench
 from tokc.cost.prices import DEFAULT_PRICE, Price, parse_price, usd_per_token
-from tokc.cost.roofline import Work, predict_answers, read_work
-from tokc.cost.sheet import Sheet, named_device, sheet_for
+from tokc.cost.sheet import Sheet, device_sheet, named_device, sheet_for
+from tokc.cost.step_model import StepModel
 from tokc.errors import UnknownOption
 from tokc.report.collect import PREDICTED_OUTPUT, PREDICTED_PROMPT
 from tokc.report.gate_figures import bench_of, final_quality
+from tokc.report.prediction import Capacity, cache_room, capacities, model_of
 from tokc.report.quality import evaluation_of, gate_figures
 from tokc.runtime.artifact import Artifact
 
-HERE = "this machine"
+EVERY_DEVICE = "all"
 UTILIZATIONS = (0.1, 0.3, 0.6, 1.0)
 PREDICTED_BATCHES = (1, 8, 32)
 MTOK = 1e6
@@ -58,6 +59,20 @@ class Option:
     def at(self, utilization: float) -> float | None:
         """Return the cost at a utilization, None without a price."""
         return next((one.usd_per_mtok for one in self.costs if one.utilization == utilization), None)
+
+
+@dataclass(frozen=True)
+class Room:
+    """What fits an artifact on a device beside its weights, predicted: `kv_tokens` of cache, and by context.
+
+    `foreign` as in `Option`.
+    """
+
+    artifact: str
+    device: str
+    kv_tokens: int
+    contexts: tuple[Capacity, ...]
+    foreign: bool = False
 
 
 @dataclass(frozen=True)
@@ -114,6 +129,7 @@ class Comparison:
     break_evens: tuple[BreakEven, ...]
     notes: tuple[str, ...]
     quality: tuple[Quality, ...] = ()
+    rooms: tuple[Room, ...] = ()
     schema_version: int = 1
 
 
@@ -143,14 +159,19 @@ def compare(
 ) -> Comparison:
     """Compare artifacts on the machine of their bench and on devices of the sheet.
 
-    Without `devices`, an artifact that has no bench is predicted for the device of its target.
+    Without `devices`, an artifact that has no bench is predicted for the device of its target; `all` are
+    those of the sheet.
     Raises: TokcError if an artifact is damaged; UnknownOption if a device is unknown.
     """
-    sheets = [named_device(name) for name in devices or ()]
+    everything = list(devices or ()) == [EVERY_DEVICE]
+    sheets = [named_device(name) for name in (device_sheet() if everything else devices or ())]
     options: list[Option] = []
     notes: list[str] = []
+    rooms: list[Room] = []
     for path in paths:
-        options += _Costing(path, prices, notes).options(sheets)
+        costing = _Costing(path, prices, notes)
+        options += costing.options(sheets)
+        rooms += costing.rooms
     unpriced = sorted({one.device for one in options if one.price is None})
     notes += [f"no price for {device}: --price '{device}=2.50/h' states one" for device in unpriced]
     notes += [
@@ -161,7 +182,9 @@ def compare(
     stale = sorted({price.name for price in prices.values() if price.stale(today)})
     notes += [f"{name}: the price is older than a year" for name in stale]
     quality = tuple(map(Quality.of, paths))
-    return Comparison(tuple(options), tuple(hosted), _break_evens(options, hosted), tuple(notes), quality)
+    return Comparison(
+        tuple(options), tuple(hosted), _break_evens(options, hosted), tuple(notes), quality, tuple(rooms)
+    )
 
 
 class _Costing:
@@ -172,19 +195,17 @@ class _Costing:
         self.path, self.prices, self.notes = path, prices, notes
         self.manifest = manifest
         self.target = f"{manifest.target.kind}:{manifest.target.device}"
-        self.work: Work = read_work(path)
+        self.rooms: list[Room] = []
         self.bench: Bench | None = bench_of(path)
 
     def options(self, sheets: Sequence[Sheet]) -> list[Option]:
         found = [] if self.bench is None else self._measured(self.bench)
         for sheet in sheets:
-            found += self._predicted(sheet.name, sheet.host(), foreign=self.target not in sheet.targets)
+            found += self._predicted(machine_of(sheet), foreign=self.target not in sheet.targets)
         if found or sheets:
             return found
-        sheet_here = sheet_for(self.target)
-        if sheet_here is not None:
-            return self._predicted(sheet_here.name, sheet_here.host())
-        return self._predicted(HERE, probe(uses=self.manifest.target.features))
+        own = sheet_for(self.target)
+        return self._predicted(machine_here(self.manifest.target) if own is None else machine_of(own))
 
     def _measured(self, bench: Bench) -> list[Option]:
         options = []
@@ -195,21 +216,34 @@ class _Costing:
             options.append(self._option(HERE, "measured", lengths, rate, (interval.low, interval.high)))
         return options
 
-    def _predicted(self, device: str, host: Host, *, foreign: bool = False) -> list[Option]:
+    def _predicted(self, machine: Machine, *, foreign: bool = False) -> list[Option]:
+        device, model = machine.name, model_of(self.path, machine)
+        self._room(machine, model, foreign=foreign)
         points = () if self.bench is None else self.bench.points
         lengths = [(point.batch, point.prompt_tokens, point.output_tokens) for point in points]
         options = []
         for batch, prompt, output in lengths or [
             (batch, PREDICTED_PROMPT, PREDICTED_OUTPUT) for batch in PREDICTED_BATCHES
         ]:
-            if self._bytes(batch, prompt + output) > host.memory_bytes:
+            if self._bytes(batch, prompt + output) > machine.host.memory_bytes:
                 self.notes.append(f"{self.path}: batch {batch} does not fit the memory of {device}")
                 continue
-            rate = predict_answers(self.work, host, batch, prompt, output).tokens_per_s
+            rate = batch * output / model.answers_s(batch, prompt, output)
             options.append(
                 self._option(device, "predicted", (batch, prompt, output), rate, None, foreign=foreign)
             )
         return options
+
+    def _room(self, machine: Machine, model: StepModel, *, foreign: bool) -> None:
+        price = self._price(machine.name)
+        found = capacities(model, self.manifest, machine, price)
+        tokens = cache_room(self.manifest, machine)[1]
+        self.rooms.append(Room(str(self.path), machine.name, tokens, found, foreign))
+
+    def _price(self, device: str) -> Price | None:
+        price = self.prices.get(device)
+        default = price is None and device == HERE and sheet_for(self.target) is None
+        return parse_price(DEFAULT_PRICE) if default else price
 
     def _bytes(self, batch: int, context: int) -> float:
         return self.manifest.weight_bytes + batch * context * self.manifest.kv.bytes_per_token
@@ -224,9 +258,7 @@ class _Costing:
         *,
         foreign: bool = False,
     ) -> Option:
-        price = self.prices.get(device)
-        if price is None and device == HERE and sheet_for(self.target) is None:
-            price = parse_price(DEFAULT_PRICE)
+        price = self._price(device)
         costs = () if price is None else _costs(price, rate)
         return Option(
             artifact=str(self.path),

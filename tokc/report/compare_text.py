@@ -7,6 +7,7 @@ from rich.console import Group
 from tokc.report import sections as as_tables
 from tokc.report import units
 from tokc.report.compare import UTILIZATIONS, Comparison, Option, cheapest
+from tokc.report.prediction import Capacity
 from tokc.report.sections import Section
 
 HEADLINE = "Cost of a million output tokens"
@@ -29,6 +30,7 @@ def sections(found: Comparison) -> Iterator[Section]:
     """Return the tables: every option, the cheapest of each as a bar, quality, APIs and break-even."""
     yield _options(found)
     yield _bars(found)
+    yield _rooms(found)
     yield _quality(found)
     yield _hosted(found)
     yield _break_even(found)
@@ -65,6 +67,28 @@ def _bars(found: Comparison) -> Section:
     rows = tuple((name, units.usd(usd), _bar(usd / most)) for name, usd in ordered)
     title = f"Best batch of each at {BAR_AT:.0%} in use, and the APIs, prompts included; USD"
     return Section(title, ("", "per 1M", ""), rows, left=(0, 2))
+
+
+def _rooms(found: Comparison) -> Section:
+    """Return the largest batch that fits at each context, and what a token costs at it."""
+    contexts = tuple(dict.fromkeys(one.context for room in found.rooms for one in room.contexts))
+    rows = []
+    for room in found.rooms:
+        by_context = {one.context: _fits(one) for one in room.contexts}
+        device = f"{room.device}*" if room.foreign else room.device
+        cells = (by_context.get(context, "–") for context in contexts)
+        rows.append((room.artifact, device, f"{room.kv_tokens:,}", *cells))
+    columns = ("artifact", "device", "tokens of cache", *(f"{context} tokens" for context in contexts))
+    note = "Predicted. A step takes no more sequences than the artifact was built for; USD at full use."
+    title = "Largest batch that fits by context, and USD for 1M output tokens (or tokens/s) at it"
+    return Section(title, columns, tuple(rows), note if rows else None, (0, 1))
+
+
+def _fits(one: Capacity) -> str:
+    if one.tokens_per_s is None:
+        return "none fits"
+    cost = f"{units.figures(one.tokens_per_s)}/s" if one.usd_per_mtok is None else units.usd(one.usd_per_mtok)
+    return f"{one.batch}: {cost}"
 
 
 def _quality(found: Comparison) -> Section:

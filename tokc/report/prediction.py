@@ -156,9 +156,8 @@ def predict(artifact: Path, machine: Machine, price: Price | None) -> Prediction
     """
     manifest = Artifact.open(artifact, verify=False).manifest
     model = model_of(artifact, machine)
-    contexts = [one for one in CONTEXTS if one <= manifest.limits.context] or [manifest.limits.context]
-    kv_bytes = max(0.0, machine.host.memory_bytes - manifest.weight_bytes) * CACHE_SHARE
-    kv_tokens = int(kv_bytes / manifest.kv.bytes_per_token)
+    contexts = _contexts(manifest)
+    kv_bytes, kv_tokens = cache_room(manifest, machine)
     grid = grid_of(artifact) if manifest.target.kind == "cpu" else None
     return Prediction(
         machine=machine.name,
@@ -172,10 +171,28 @@ def predict(artifact: Path, machine: Machine, price: Price | None) -> Prediction
             if batch * context <= kv_tokens and batch <= manifest.limits.max_rows
         ),
         reading=tuple(_reading(model, chunk) for chunk in CHUNKS if chunk <= model.works.chunk),
-        capacity=tuple(_capacity(model, manifest, context, kv_tokens, price) for context in contexts),
+        capacity=capacities(model, manifest, machine, price),
         kinds=_kinds(model, contexts),
         comparison=None if grid is None else _compare(model, machine, grid),
     )
+
+
+def cache_room(manifest: Manifest, machine: Machine) -> tuple[float, int]:
+    """Return the bytes that a cache may take on a machine, and the tokens that fit it."""
+    kv_bytes = max(0.0, machine.host.memory_bytes - manifest.weight_bytes) * CACHE_SHARE
+    return kv_bytes, int(kv_bytes / manifest.kv.bytes_per_token)
+
+
+def capacities(
+    model: StepModel, manifest: Manifest, machine: Machine, price: Price | None
+) -> tuple[Capacity, ...]:
+    """Return the largest batch that fits at each context that the artifact was built for."""
+    _, tokens = cache_room(manifest, machine)
+    return tuple(_capacity(model, manifest, context, tokens, price) for context in _contexts(manifest))
+
+
+def _contexts(manifest: Manifest) -> list[int]:
+    return [one for one in CONTEXTS if one <= manifest.limits.context] or [manifest.limits.context]
 
 
 def compared(artifact: Path, grid: Grid) -> Comparison:
