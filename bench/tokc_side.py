@@ -57,8 +57,8 @@ class Tokc:
         return int(found[0])
 
     def _run(self, tokens: Tokens, positions: Tokens, sequences: Tokens, rows: Tokens) -> Tokens:
-        logits = self.executor.step(Batch(tokens, positions, sequences, self.tables, rows))
-        return logits.argmax(axis=1).astype(np.int32)
+        self.executor.step(Batch(tokens, positions, sequences, self.tables, rows))
+        return self.executor.likeliest.copy()
 
 
 def roof(side: Side, span: Span) -> dict[str, Any]:

@@ -115,9 +115,9 @@ class Core:
         held = 0
         while ready:
             wanted = [rows[sequence] + held for sequence in ready]
-            own = logits if len(wanted) == len(logits) else logits[wanted]
+            choices = sample(logits, ready, wanted, self.executor.likeliest)
             on = []
-            for sequence, (token, logprob) in zip(ready, sample(own, ready), strict=True):
+            for sequence, (token, logprob) in zip(ready, choices, strict=True):
                 sequence.append(token)
                 events.append(Event(sequence, token, logprob, sequence.finish_reason))
                 draft = drafts.get(sequence, [])

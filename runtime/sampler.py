@@ -9,7 +9,7 @@ from collections.abc import Sequence as Items
 import numpy as np
 import numpy.typing as npt
 
-from tokc.runtime.executors.base import Float32s
+from tokc.runtime.executors.base import Float32s, Int32s, Logits
 from tokc.runtime.penalties import PenaltyState
 from tokc.runtime.sequence import Logprob, SamplingParams, Sequence
 
@@ -21,11 +21,22 @@ _NUCLEUS_CUTS = (1e-2, 1e-4, 0.0)
 _SUMS_DIFFER = 1 - 1e-9  # by less than this, whatever the order of their f64 additions
 
 
-def sample(logits: Float32s, sequences: Items[Sequence]) -> list[Choice]:
-    """Return a token, and its log probability where asked, for each row of logits f32[rows, vocab]."""
-    if all(sequence.params.plain_greedy for sequence in sequences):
-        return [(token, None) for token in logits.argmax(axis=1).tolist()]
-    return [_choose(row, sequence) for row, sequence in zip(logits, sequences, strict=True)]
+def sample(
+    logits: Logits, sequences: Items[Sequence], rows: Items[int], likeliest: Int32s | None = None
+) -> list[Choice]:
+    """Return a token, and its log probability where asked, for each sequence; its logits are row `rows[i]`.
+
+    Shapes: logits f32[rows, vocab]; likeliest i32[rows], if the executor found them.
+    """
+    if likeliest is not None and all(sequence.params.plain_greedy for sequence in sequences):
+        return [(token, None) for token in likeliest[rows].tolist()]
+    return [
+        # A row that is not looked at need not be on the host.
+        (int(likeliest[row]), None)
+        if likeliest is not None and sequence.params.plain_greedy
+        else _choose(logits[row], sequence)
+        for row, sequence in zip(rows, sequences, strict=True)
+    ]
 
 
 def draw(logits: Float32s, params: SamplingParams, uniform: float) -> int:

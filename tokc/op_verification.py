@@ -5,9 +5,10 @@ same name in the program, and then replaced by it, so that a kernel's error is i
 before it. Values that a kernel writes in int8 alone stay as they are.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +23,7 @@ from tokc.quality.perplexity import I64
 from tokc.quality.running import fixed_ids
 from tokc.runtime.artifact import Artifact
 from tokc.runtime.executors.base import Batch
-from tokc.runtime.executors.cpu import ITEM_TYPES, LAUNCH, CpuExecutor
+from tokc.runtime.executors.cpu import ITEM_TYPES, LAUNCH, LIKELIEST, CpuExecutor
 
 TOKENS = 40  # of one sequence, read in one step
 FLOAT_ERROR, INT8_ERROR = 0.005, 0.03  # of a value's norm: rounding to int8 alone takes about 0.01
@@ -33,6 +34,7 @@ GROUP = 32  # activation columns that share a scale
 class OpError:
     """How far the value that a launch wrote is from the IR's, as a share of the value's norm.
 
+    Of chosen tokens it is the share that is not the first of the largest logits.
     `limit` is what rounding explains: more where the value was written in int8.
     """
 
@@ -104,6 +106,9 @@ def _compared(
         seen |= {buffer["name"] for buffer in made}
         found = dict(_values(executor, made, len(ids)))
         kernel = executor.plan["kernels"][launch["kernel"]]
+        if launch["op"] == "ArgMax":
+            missed = _missed(executor, buffers, launch, len(ids))
+            yield OpError(index, launch["op"], None, kernel, LIKELIEST, missed, 0.0)
         for value, (array, whole) in found.items():
             right = _f64(expected.get(value), len(ids))
             if right is None or right.shape[1] > array.shape[1]:
@@ -114,6 +119,14 @@ def _compared(
             yield OpError(index, launch["op"], launch["layer"], kernel, value, error, limit)
             if whole is not None:
                 whole[:, : right.shape[1]] = right
+
+
+def _missed(
+    executor: _Stepwise, buffers: Sequence[Mapping[str, object]], launch: Mapping[str, Any], rows: int
+) -> float:
+    """Return the share of rows whose token is not the first of their largest logits."""
+    logits, tokens = (executor.written(buffers[at], rows) for at, _ in launch["operands"])
+    return float(np.mean(logits[:, : executor.vocab_size].argmax(axis=1) != tokens[:, 0]))
 
 
 def _f64(value: Array | None, rows: int) -> npt.NDArray[np.float64] | None:

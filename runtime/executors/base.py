@@ -38,6 +38,14 @@ class Executor(Protocol):
         """Run one step; returns logits f32[rows, vocab], valid until the next step."""
         ...
 
+    @property
+    def likeliest(self) -> Int32s | None:
+        """Return the token of the largest logit of each row of the last step, i32[rows]; of equals the first.
+
+        None where the device does not find it. Valid until the next step.
+        """
+        ...
+
     def close(self) -> None:
         """Let go of memory and threads; calling it again is allowed."""
         ...

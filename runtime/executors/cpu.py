@@ -41,7 +41,8 @@ LAUNCH = np.dtype(
 )
 READ_STREAMS, READ_AHEAD_BYTES = (1, 2, 4), (0, 2048)
 STREAMING_OPS = {"QuantLinear", "Linear"}
-LOGITS, FEATURES = "a.logits", "a.features"  # the buffers of a step's outputs
+LOGITS, FEATURES, LIKELIEST = "a.logits", "a.features", "likeliest"  # the buffers of a step's outputs
+DRAFT_PLAN = f"{DRAFT}/plan.json"
 DEFAULT_CONTEXTS = 8
 MEMORY_SHARE = 0.25
 
@@ -76,12 +77,12 @@ class CpuExecutor:
         self._pool = self._library.tokc_open(self.threads)
         if not self._pool:
             raise ArtifactRefused(f"cannot start {self.threads} threads", hint="lower --threads")
-        self.plan: Mapping[str, Any] = plan
-        self._arrays = self._allocate(plan, artifact)
-        self._launches, self._pointers = self._link(plan)
-        self._rows = np.zeros(2, np.int32)
+        self.weights = artifact.resident_tensors()
+        self._prepare(plan, self.weights)
         self._logits = self._arrays[LOGITS]
         self._features = self._arrays.get(FEATURES)
+        self.draft = self._open_draft(artifact)
+        self._likeliest = self._arrays[LIKELIEST].reshape(-1)
 
     @classmethod
     def open(
@@ -98,6 +99,11 @@ class CpuExecutor:
         self._load(batch)
         self._library.tokc_step(*self._step_arguments, None)
         return self._logits[: len(batch.logit_rows), : self.vocab_size]
+
+    @property
+    def likeliest(self) -> npt.NDArray[np.int32]:
+        """Return the token of each row's largest logit in the last step, i32[rows]; of equals the first."""
+        return self._likeliest[: self._rows[1]]
 
     @property
     def features(self) -> npt.NDArray[np.float32] | None:

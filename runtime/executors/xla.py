@@ -50,6 +50,9 @@ class Padded(NamedTuple):
 class XlaExecutor:
     """Holds the weights, the paged cache and the compiled steps of one model; `num_pages` tell no scratch."""
 
+    likeliest = None  # the host finds it
+    trees = None
+
     def __init__(self, artifact: Artifact, *, kv_bytes: int | None = None) -> None:
         """Load the weights and make the cache; steps are compiled when they are first needed.
 

@@ -11,8 +11,11 @@ from dataclasses import dataclass, field, replace
 import onnx_ir as ir
 
 from tokc.artifact.writer import Tensor
+from tokc.cost.launch_work import LaunchWork
 from tokc.errors import TargetRefused
+from tokc.ir.ops import OPS, named_inputs
 from tokc.ir.program import Program
+from tokc.ir.verify import TREE_INPUTS
 from tokc.targets.cpu.codegen import Kernel
 from tokc.targets.cpu.experts import (
     Routing,
@@ -20,9 +23,9 @@ from tokc.targets.cpu.experts import (
     lower_moe_linear,
     lower_moe_router,
     lower_quant_moe_linear,
-    slots_of,
 )
 from tokc.targets.cpu.isa import Isa
+from tokc.targets.cpu.kernels.arg_max import ArgMax
 from tokc.targets.cpu.kernels.elementwise import Add, Apply, GatherRows, Multiply, Scale
 from tokc.targets.cpu.kernels.gated_activation import GatedActivation
 from tokc.targets.cpu.kernels.layer_norm import LayerNorm
@@ -37,6 +40,16 @@ from tokc.targets.plan import Buffer, Launch, Operand, Plan, Rows
 from tokc.targets.work import launch_work
 
 GROUP = 32
+LIKELIEST = "likeliest"
+LACKS = "the CPU target has no kernel for"
+HINT = "it runs the forms that the default passes leave; see `tokc targets cpu`"
+# Attributes and inputs that its rules heed.
+READS = frozenset(
+    {
+        *("PagedAttention.softcap", "PagedAttention.bits"),
+        *("RopeWriteKV.entries", "PagedAttention.entries", "PagedAttention.ancestors"),
+    }
+)
 INT8_READERS = frozenset({"QuantLinear", "QuantMoeLinear"})
 
 
@@ -109,13 +122,24 @@ def emit(
     lower_nodes(
         lowering,
         LOWER,
-        lacks="the CPU target has no kernel for",
-        hint="it runs the forms that the default passes leave; see `tokc targets cpu`",
-        reads=frozenset({"PagedAttention.softcap", "PagedAttention.bits"}),
+        lacks=LACKS,
+        hint=HINT,
+        reads=READS,
     )
+    find_likeliest(lowering)
     kernels = tuple(sorted(lowering.kernels.values(), key=lambda kernel: kernel.symbol))
     plan = lowering.plan(kernel.symbol for kernel in kernels)
     return plan, kernels, tuple(lowering.tensors.values())
+
+
+def find_likeliest(low: Emission) -> None:
+    """End the step with the likeliest token of each row of logits: a greedy choice then reads one number."""
+    logits = low.slots[low.program.graph.outputs[0]]
+    kernel = ArgMax(low.isa, min(logits.width, low.program.config.vocab), logits.stride)
+    low.kernels.setdefault(kernel.symbol, kernel)
+    tokens = low.buffer(Buffer(LIKELIEST, "output", "i32", ("rows", 1)))
+    work = LaunchWork(row_flops=kernel.vocab, row_bytes=4 * (kernel.vocab + 1))
+    low.launches.append(Launch(kernel.symbol, (logits.operand, tokens), "rows", "ArgMax", None, work))
 
 
 def wanted(value: ir.Value) -> tuple[bool, bool]:

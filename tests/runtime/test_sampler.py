@@ -18,7 +18,7 @@ def logits_of(seed: int) -> np.ndarray:
 
 def choose(logits: np.ndarray, prompt: list[int] | None = None, **options: object) -> int:
     sequence = Sequence(prompt or [0], SamplingParams(**options), seed=1, last_output=10)  # type: ignore[arg-type]
-    return sample(logits[None], [sequence])[0][0]
+    return sample(logits[None], [sequence], [0])[0][0]
 
 
 def allowed(logits: np.ndarray, **options: object) -> set[int]:
@@ -95,14 +95,14 @@ def test_a_bias_and_the_penalties_move_the_choice() -> None:
     assert choose(logits, logit_bias={9: 5.0}) == 9
     assert choose(logits, prompt=[3], repetition_penalty=1.5) == 4
     sequence = Sequence([0], SamplingParams(frequency_penalty=0.5), seed=1, last_output=10)
-    said = [sample(logits[None], [sequence])[0][0] for _ in range(3)]
+    said = [sample(logits[None], [sequence], [0])[0][0] for _ in range(3)]
     assert said == [3, 4, 3]
 
 
 def test_log_probabilities_are_the_models_own() -> None:
     logits = logits_of(9)
     sequence = Sequence([0], SamplingParams(logprobs=3, temperature=0.5, seed=1), seed=1, last_output=9)
-    token, reported = sample(logits[None], [sequence])[0]
+    token, reported = sample(logits[None], [sequence], [0])[0]
     expected = logits - logits.max() - np.log(np.exp(logits - logits.max()).sum())
     assert reported is not None
     assert reported.logprob == pytest.approx(float(expected[token]), abs=1e-5)
@@ -113,8 +113,8 @@ def test_a_row_is_chosen_alike_beside_any_others() -> None:
     rows = np.stack([logits_of(seed) for seed in range(6)])
     params = SamplingParams(temperature=0.8, top_p=0.9)
     sequences = [Sequence([0], params, seed=seed, last_output=9) for seed in range(6)]
-    together = [token for token, _ in sample(rows, sequences)]
-    alone = [sample(rows[i : i + 1], [sequences[i]])[0][0] for i in range(6)]
+    together = [token for token, _ in sample(rows, sequences, range(6))]
+    alone = [sample(rows, [sequences[i]], [i])[0][0] for i in range(6)]
     assert together == alone
 
 

@@ -11,6 +11,7 @@ import pytest
 from tokc.errors import TargetRefused
 from tokc.targets.cpu.codegen import Kernel
 from tokc.targets.cpu.isa import Isa
+from tokc.targets.cpu.kernels.arg_max import ArgMax
 from tokc.targets.cpu.kernels.elementwise import Add, Apply, GatherRows, Multiply, Scale
 from tokc.targets.cpu.kernels.gated_activation import GatedActivation
 from tokc.targets.cpu.kernels.layer_norm import LayerNorm
@@ -21,6 +22,7 @@ Array = npt.NDArray[Any]
 Align = Callable[[Array], Array]
 ROWS = 5
 WIDTH, STRIDE = 576, 640
+LOGITS, VOCABULARIES = 416, (1, 64, 77, 400)
 RNG = np.random.default_rng(7)
 
 
@@ -75,7 +77,7 @@ ALL: Sequence[tuple[str, Callable[[Isa], Any], int]] = (
 
 
 def all_kernels(isa: Isa) -> list[Kernel]:
-    return [make(isa) for _, make, _ in ALL]
+    return [*(make(isa) for _, make, _ in ALL), *(ArgMax(isa, vocab, LOGITS) for vocab in VOCABULARIES)]
 
 
 def silu(x: Array) -> Array:
@@ -201,3 +203,19 @@ def test_the_exponential_is_within_an_ulp_or_two(isa: Isa, load_kernels: Any, al
 def test_a_width_of_no_whole_groups_is_refused(isa: Isa) -> None:
     with pytest.raises(TargetRefused, match="width 40 is not a multiple of 32"):
         Quantize(isa, 40, 40)
+
+
+@pytest.mark.parametrize("vocab", VOCABULARIES)
+def test_the_likeliest_token_is_the_first_of_the_largest_logits(
+    load_kernels: Any, isa: Isa, align: Align, vocab: int
+) -> None:
+    kernel = ArgMax(isa, vocab, LOGITS)
+    rows = RNG.integers(-9, 9, (40, LOGITS)).astype(np.float32)  # many equals
+    rows[:, vocab:] = 1e9  # beyond the vocabulary
+    rows[1, :vocab], rows[2, :vocab] = np.nan, -np.inf
+    rows[3, :vocab:2] = np.nan
+    rows[4, vocab - 1] = np.inf
+    logits, found = align(rows), align(np.full(len(rows), -1, np.int32))
+    load_kernels(all_kernels(isa), isa).run(kernel, logits, found, rows=len(rows), threads=3)
+    seen = np.where(np.isnan(rows[:, :vocab]), -np.inf, rows[:, :vocab])
+    np.testing.assert_array_equal(found, seen.argmax(axis=1))
