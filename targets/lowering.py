@@ -9,6 +9,7 @@ import onnx_ir as ir
 from tokc.artifact.writer import Tensor
 from tokc.errors import TargetRefused
 from tokc.ir.program import Program
+from tokc.ir.verify import TREE_INPUTS
 from tokc.targets.constants import refuse_format
 from tokc.targets.nodes import refuse_attributes, required, split_widths
 from tokc.targets.plan import ITEM_BYTES, Buffer, Launch, Operand, Plan, Rows
@@ -19,6 +20,7 @@ INPUT_SHAPES: Mapping[str, tuple[str, ...]] = {
     "positions": ("tokens",),
     "sequences": ("tokens",),
     "block_tables": ("seqs", "blocks"),
+    **dict.fromkeys(TREE_INPUTS, ("tokens",)),
     "logit_rows": ("rows",),
 }
 STEP_OUTPUTS = ("logits", "features")  # the rest is the cache, updated in place

@@ -6,7 +6,8 @@ from itertools import pairwise
 import onnx_ir as ir
 
 from tokc.errors import TargetRefused
-from tokc.ir.ops import attributes_of, op_of
+from tokc.ir.ops import attributes_of, named_inputs, op_of
+from tokc.ir.verify import TREE_INPUTS
 
 SLOTS_RANK = 3  # [tokens, k, width]
 # What of an op every target's rule reads; another attribute may only have the value that changes nothing.
@@ -31,7 +32,7 @@ def layer_of(node: ir.Node) -> int | None:
 def refuse_attributes(node: ir.Node, *, lacks: str, reads: frozenset[str] = frozenset()) -> None:
     """Refuse an attribute that changes what an op computes and that a target does not read.
 
-    `reads` are those that the target reads besides READ, as "Op.attribute".
+    `reads` are those that the target reads besides READ, as "Op.attribute"; the inputs of trees are alike.
     Raises: TargetRefused naming op, attribute and value; it begins with `lacks`.
     """
     op = op_of(node)
@@ -43,6 +44,13 @@ def refuse_attributes(node: ir.Node, *, lacks: str, reads: frozenset[str] = froz
                 f"{lacks} '{op.name}' with {name} {value}",
                 where=f"node '{node.name}'",
                 hint="build for a target that has it, such as cpu, or choose another model",
+            )
+    for name, _ in named_inputs(op, node):
+        if name in TREE_INPUTS and f"{op.name}.{name}" not in reads:
+            raise TargetRefused(
+                f"{lacks} '{op.name}' with {name}",
+                where=f"node '{node.name}'",
+                hint="leave out admit-trees, or build for cpu",
             )
 
 

@@ -5,8 +5,11 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from tokc.errors import RequestRefused
+
 Int32s = npt.NDArray[np.int32]
 Float32s = npt.NDArray[np.float32]
+TREE_NODES = 32  # of a sequence's tree, besides the token that it grows from
 
 
 class Batch(NamedTuple):
@@ -15,6 +18,10 @@ class Batch(NamedTuple):
     Shapes: input_ids, positions, sequences i32[tokens] (`sequences` is a row of `block_tables`),
         block_tables i32[seqs, blocks], logit_rows i32[rows] (tokens whose logits are wanted).
     Rows and entries of block_tables that no token of the step reaches hold any page; it may be a view.
+    A step with trees of alternative tokens (`tokc.runtime.speculation.tree`) has entries, ancestors
+        i32[tokens] besides: the entry of its sequence's cache that a token's key and value go to, and the
+        earlier nodes that it follows, bit i for entry i of its tree. A token that continues its sequence has
+        its position and 0. Tokens of one sequence need not ascend then.
     """
 
     input_ids: Int32s
@@ -22,6 +29,30 @@ class Batch(NamedTuple):
     sequences: Int32s
     block_tables: Int32s
     logit_rows: Int32s
+    entries: Int32s | None = None
+    ancestors: Int32s | None = None
+
+
+class Trees(Protocol):
+    """What an executor offers where its steps may hold trees."""
+
+    def move(self, sources: Int32s, targets: Int32s) -> None:
+        """Copy entries of the cache of all layers, one after the other: i32[moves].
+
+        Entry e is slot e % page_size of page e // page_size.
+        """
+        ...
+
+
+def refuse_trees(batch: Batch) -> None:
+    """Refuse a step with trees.
+
+    Raises: RequestRefused if the batch has any.
+    """
+    if batch.entries is not None or batch.ancestors is not None:
+        raise RequestRefused(
+            "the artifact's steps hold no trees", hint="build it with the pass admit-trees, for a CPU"
+        )
 
 
 class Executor(Protocol):
@@ -33,6 +64,11 @@ class Executor(Protocol):
     max_tokens: int
     max_seqs: int
     context_length: int
+
+    @property
+    def trees(self) -> Trees | None:
+        """Return what moves accepted tokens together, None where steps hold no trees."""
+        ...
 
     def step(self, batch: Batch) -> Float32s:
         """Run one step; returns logits f32[rows, vocab], valid until the next step."""

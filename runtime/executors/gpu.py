@@ -42,6 +42,7 @@ class GpuExecutor:
     """Holds the weights, the paged cache, the code and the graphs of one model on one device."""
 
     likeliest = None  # the host finds it
+    trees = None
 
     def __init__(self, artifact: Artifact, driver: Driver, *, kv_bytes: int | None = None) -> None:
         """Bring the model to the device of `driver`, which is closed with this.

@@ -8,7 +8,7 @@ import numpy as np
 from tokc.errors import ArtifactRefused, RequestRefused
 from tokc.runtime.drivers.base import Bytes
 from tokc.runtime.drivers.memory import Layout, laid_out
-from tokc.runtime.executors.base import Batch, Int32s
+from tokc.runtime.executors.base import Batch, Int32s, refuse_trees
 
 # Every input that a plan may name; the block tables lie last, for a step uses few of their bytes.
 NAMES = (
@@ -68,6 +68,7 @@ class StepInputs:
 
         Raises: RequestRefused if the batch is larger than the artifact's limits.
         """
+        refuse_trees(batch)
         limits = self._limits
         tokens, rows = len(batch.input_ids), len(batch.logit_rows)
         seqs, blocks = batch.block_tables.shape

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from tokc.errors import ArtifactRefused, RequestRefused
 from tokc.runtime.artifact import Artifact
-from tokc.runtime.executors.base import Batch
+from tokc.runtime.executors.base import Batch, refuse_trees
 from tokc.runtime.executors.cpu import memory_bytes
 
 MESH_AXIS = "tp"
@@ -92,6 +92,7 @@ class XlaExecutor:
 
         Raises: RequestRefused if the batch is larger than the artifact's largest step.
         """
+        refuse_trees(batch)
         bucket = self.bucket_of(batch)
         logits, self._caches = self._step(bucket)(
             self._weights, self._caches, *padded(batch, bucket, self._blocks)

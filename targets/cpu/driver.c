@@ -213,6 +213,41 @@ void tokc_step(pool_t *pool, const launch_t *launches, int32_t count, void *cons
 }
 
 typedef struct {
+    uint8_t *data;
+    int64_t pieces;      /* of a page: heads, or their elements where slots lie side by side */
+    int64_t piece_bytes; /* of a slot */
+} cache_t;
+
+typedef struct {
+    const cache_t *caches;
+    int32_t count, page, moves;
+    const int32_t *sources, *targets;
+} move_t;
+
+static void move_entry(const cache_t *cache, int64_t page, int64_t source, int64_t target) {
+    int64_t bytes = cache->piece_bytes, stride = page * bytes;
+    const uint8_t *from = cache->data + source / page * cache->pieces * stride + source % page * bytes;
+    uint8_t *to = cache->data + target / page * cache->pieces * stride + target % page * bytes;
+    for (int64_t i = 0; i < cache->pieces; i++, from += stride, to += stride) {
+        if (bytes == 2) __builtin_memcpy(to, from, 2); /* keys as halves */
+        else __builtin_memmove(to, from, (size_t)bytes);
+    }
+}
+
+static void move(pool_t *pool, int32_t tid) {
+    const move_t *m = pool->argument;
+    for (int32_t i = tid; i < m->count; i += pool->threads)
+        for (int32_t j = 0; j < m->moves; j++) move_entry(&m->caches[i], m->page, m->sources[j], m->targets[j]);
+}
+
+/* Copies entries of each cache, one after the other: slot e % page of page e / page. */
+void tokc_move(pool_t *pool, const cache_t *caches, int32_t count, int32_t page, const int32_t *sources,
+               const int32_t *targets, int32_t moves) {
+    move_t m = {caches, count, page, moves, sources, targets};
+    run(pool, move, &m);
+}
+
+typedef struct {
     const uint64_t *words;
     size_t count;
     size_t ahead_words; /* 0: the CPU's own prefetchers alone */

@@ -257,6 +257,7 @@ def lower_rope_write_kv(low: Emission, node: ir.Node) -> None:
     """Lower RopeWriteKV; the cache it returns is the cache it was given."""
     q, k, v, cos, sin, positions, sequences, tables, *rest = node.inputs
     caches, norms = tuple(rest[:4]), [n for n in rest[4:6] if n is not None]
+    entries = [n for n in rest[6:] if n is not None]
     slots = [low.slots[required(value)] for value in (q, k, v)]
     heads, kv_heads = integer(node, "heads"), integer(node, "kv_heads")
     dim = low.program.config.head_dim
@@ -272,9 +273,10 @@ def lower_rope_write_kv(low: Emission, node: ir.Node) -> None:
         page=low.page_layout()[0],
         qk_norm=bool(norms),
         epsilon=number(node, "epsilon", 1e-6),
+        trees=bool(entries),
     )
     vectors = [low.weight(low.weights.vector(required(value))) for value in (cos, sin, *norms)]
-    batch = [low.input(required(value).name or "") for value in (positions, sequences, tables)]
+    batch = [low.input(required(value).name or "") for value in (positions, sequences, tables, *entries)]
     out = low.activation(node.outputs[0], heads * dim, "tokens")
     operands = (*(s.operand for s in slots), *vectors, *batch, low.info(), out, *low.caches(caches))
     low.launch(node, kernel, operands, "tokens")
@@ -298,9 +300,11 @@ def lower_paged_attention(low: Emission, node: ir.Node) -> None:
         quantize=as_int8,
         keep_float=as_float,
         softcap=number(node, "softcap", 0.0),
+        trees="ancestors" in {name for name, _ in named_inputs(OPS["PagedAttention"], node)},
     )
     scratch = low.buffer(Buffer("attention.scratch", "scratch", "u8", (kernel.scratch_bytes,)))
-    batch = [low.input(name) for name in ("positions", "sequences", "block_tables")]
+    tree = TREE_INPUTS if kernel.trees else ()
+    batch = [low.input(name) for name in ("positions", "sequences", "block_tables", *tree)]
     operands = (
         low.slots[required(q)].operand,
         *low.caches(tuple(caches)),

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from tokc.ir import nibble_bodies
 from tokc.ir.formats import activations_body, codes_body, scales_body
+from tokc.ir.tree_bodies import past_of_tree
 
 Attribute = int | float | str
 
@@ -126,7 +127,7 @@ def rope_write_kv(call: Call) -> str:
         {_mixed(call, "k", "kv_heads")}
         flat = Constant<value_ints=[0, -1]>()
         q_rot = Reshape({_ready(call, "q")}, flat)
-        {_page_of_token("cache_value")}
+        {_page_of_token("cache_value", "entries" if call.has("entries") else "positions")}
         place = Concat<axis=-1>(page_column, slot_column)
         value_heads = Constant<value_ints=[0, {call.integer("kv_heads")}, -1]>()
         key_new = Reshape({_ready(call, "k")}, value_heads)
@@ -136,12 +137,13 @@ def rope_write_kv(call: Call) -> str:
 
 
 def paged_attention(call: Call) -> str:
-    """Let each token attend to the pages of its own sequence, up to its own position."""
-    window = call.integer("window")
+    """Let each token attend to the pages of its own sequence, up to its own position or along its tree."""
+    window, tree = call.integer("window"), call.has("ancestors")
+    past = past_of_tree() if tree else "past = LessOrEqual(index, own)"
     recent = f"""
         width = Constant<value_int={window}>()
         first = Sub(own, width)
-        late = Greater(index, first)
+        late = Greater({"place" if tree else "index"}, first)
         visible = And(together, late)"""
     return f"""
         zero = Constant<value_int=0>()
@@ -161,7 +163,7 @@ def paged_attention(call: Call) -> str:
         own = Unsqueeze(positions, axis)
         mine = Unsqueeze(sequences, axis)
         same = Equal(whose, mine)
-        past = LessOrEqual(index, own)
+        {past}
         {"together" if window else "visible"} = And(same, past){recent if window else ""}
         first_axis = Constant<value_ints=[0]>()
         q_one = Unsqueeze(q, first_axis)
@@ -316,12 +318,12 @@ def _mixed(call: Call, name: str, heads: str) -> str:
     return nibble_bodies.mixed(name, call.integer(heads), 2 * call.dim("cache_value", 3))
 
 
-def _page_of_token(cache: str) -> str:
-    """Spell page_column and slot_column [tokens, 1]: the place of each token in the pages."""
+def _page_of_token(cache: str, entries: str) -> str:
+    """Spell page_column and slot_column [tokens, 1]: the place of each token's entry in the pages."""
     return f"""
         page = Shape<start=2, end=3>({cache})
-        block = Div(positions, page)
-        slot = Mod(positions, page)
+        block = Div({entries}, page)
+        slot = Mod({entries}, page)
         block_column = Unsqueeze(block, last)
         slot_column = Unsqueeze(slot, last)
         table = Gather<axis=0>(block_tables, sequences)

@@ -50,6 +50,7 @@ class PagedAttention:
     """One specialization; `window` 0 attends to all, `context` bounds a sequence's length.
 
     A `softcap` c makes of each score s, before the mask, ``c * tanh(s / c)``; 0 leaves scores alone.
+    With `trees`, tokens may be nodes of a tree (`paged_attention_tree.py`).
     """
 
     isa: Isa
@@ -64,6 +65,7 @@ class PagedAttention:
     quantize: bool
     keep_float: bool
     softcap: float = 0.0
+    trees: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what no kernel computes."""
@@ -78,12 +80,14 @@ class PagedAttention:
         shape = f"{self.heads}_{self.kv_heads}x{self.dim}_{self.kv_dtype}"
         parts = f"g{len(self.part_growths)}"
         cap = f"_cap_{float_tag(self.softcap)}" if self.softcap else ""
-        return f"paged_attention_{shape}_w{self.window}_{float_tag(self.scale)}{cap}_{parts}_{outputs}"
+        tree = "_tree" if self.trees else ""
+        return f"paged_attention_{shape}_w{self.window}_{float_tag(self.scale)}{cap}_{parts}_{outputs}{tree}"
 
     @property
     def args(self) -> tuple[str, ...]:
         """Return the pointer arguments."""
-        batch = ("positions", "sequences", "block_tables", "info", "scratch")
+        tree = ("entries", "ancestors") if self.trees else ()
+        batch = ("positions", "sequences", "block_tables", *tree, "info", "scratch")
         outputs = output_args(keep_float=self.keep_float, quantize=self.quantize)
         return ("q", *cache_args(self.kv_dtype), *batch, *outputs)
 
@@ -157,6 +161,7 @@ class PagedAttention:
             "whole_sum": self.rows * PAGE,
             "parts": FEW_TOKENS * self.heads * MOST_PARTS * self.part_size,
             "arrivals": -(-FEW_TOKENS * self.kv_heads // PAGE) * PAGE,
+            **({"key_scales": BLOCK} if self.trees else {}),
         }
         offsets, end = {}, 0
         for name, size in sizes.items():
@@ -171,6 +176,9 @@ class PagedAttention:
 
     def build(self) -> Any:
         """Return the PrimFunc."""
-        from tokc.targets.cpu.kernels.paged_attention_body import build
+        if self.trees:
+            from tokc.targets.cpu.kernels.paged_attention_tree import build
+        else:
+            from tokc.targets.cpu.kernels.paged_attention_body import build
 
         return build(self)

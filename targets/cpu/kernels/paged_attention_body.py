@@ -17,7 +17,7 @@ from tokc.targets.cpu.kernels.paged_attention import (
     PagedAttention,
 )
 from tokc.targets.cpu.kernels.paged_attention_softmax import LOWEST, power
-from tokc.targets.cpu.kernels.paged_attention_tile import Decode, Place, Prefill, Source
+from tokc.targets.cpu.kernels.paged_attention_tile import Decode, Pages, Place, Prefill, Source
 from tokc.targets.cpu.kernels.rope_write_kv import CACHE_TYPES, PAGE, SCALE_TYPES
 from tokc.targets.cpu.kernels.row_bodies import HALVES, GroupWriter
 from tokc.targets.cpu.kernels.tir import Arguments, Expr, function, splat
@@ -44,17 +44,13 @@ def build(spec: PagedAttention) -> Any:
 
 @dataclass(frozen=True)
 class Run:
-    """Consecutive tokens of one sequence; `table` is where its block table begins."""
+    """Tokens of one sequence, at positions from `position` to `last`; its block table begins at `table`."""
 
     token: Expr
     count: Expr
     position: Expr
+    last: Expr
     table: Expr
-
-    @property
-    def last(self) -> Expr:
-        """Return the last token's position."""
-        return self.position + self.count - 1
 
 
 @dataclass(frozen=True)
@@ -125,12 +121,17 @@ class Body:
                 kv_head, part = keep(turn[0] % spec.kv_heads), keep(turn[0] // spec.kv_heads)
                 T.buffer_store(turn, turn[0] + threads, [0])
                 unit = Unit(run, parts, kv_head, part, self.place(run, parts, keep(turn[0]), units))
-                with T.If(run.count == 1):
-                    with T.Then():
-                        self.attend(replace(unit, run=replace(run, count=1)))
-                    with T.Else():
-                        self.attend(unit)
+                self.attend_run(unit)
             T.buffer_store(turn, turn[0] - units, [0])
+
+    def attend_run(self, unit: Unit) -> None:
+        """Compute one unit, by the variant for a single token if its run has no more."""
+        run = unit.run
+        with T.If(run.count == 1):
+            with T.Then():
+                self.attend(replace(unit, run=replace(run, count=1, last=run.position)))
+            with T.Else():
+                self.attend(unit)
 
     @contextmanager
     def each_run(self, end: Expr) -> Iterator[Run]:
@@ -161,7 +162,8 @@ class Body:
             follows = T.And(follows, position + count[0] != growth)
         with T.While(T.And(token + count[0] < end, follows)):
             T.buffer_store(count, count[0] + 1, [0])
-        return Run(token, keep(count[0]), position, keep(sequence * self.integers["info"][3]))
+        found, table = keep(count[0]), keep(sequence * self.integers["info"][3])
+        return Run(token, found, position, position + found - 1, table)
 
     def count_runs(self, enough: Expr) -> Expr:
         """Return how many runs the step has; stop where they make enough units."""
@@ -226,9 +228,9 @@ class Body:
 
     def part(self, unit: Unit, part: Expr) -> None:
         """Leave the maxima, sums and results over a part's blocks in the scratch."""
-        spec, run, parts = self.spec, unit.run, unit.parts
+        run, parts = unit.run, unit.parts
         self.clear(run, "")
-        walk = (Decode if isinstance(run.count, int) else Prefill)(self.source, run.count)
+        walk = self.walk(run)
         pages = (keep(parts.lowest // PAGE), keep(run.last // PAGE + 1))
         here = Place(run.table, pages, unit.kv_head)
         first, end = keep(part * parts.blocks), keep((pages[1] - 1) // BLOCK_PAGES + 1)
@@ -237,20 +239,29 @@ class Body:
         with T.serial(T.max(first, pages[0] // BLOCK_PAGES), last) as block:
             start = keep(block * BLOCK)
             walk.find(block, here, self.ahead(unit, here, keep(block + 1), of_unit))
-            present = (
-                keep(T.max(pages[0] - block * BLOCK_PAGES, 0)),
-                keep(T.min(pages[1] - block * BLOCK_PAGES, BLOCK_PAGES)),
-            )
-            edge = run.position < start + (BLOCK - 1)
-            if spec.window:
-                edge = T.Or(edge, start <= run.last - spec.window)
-            span = (
-                keep(T.max(parts.lowest - start, 0)) if spec.window else 0,
-                keep(T.min(run.last - start + 1, BLOCK)),
-            )
-            walk.copy_value_scales(present, span[1])
-            walk.scores(present, keep(run.position - start), edge)
-            walk.weighted_values(present, span)
+            self.block(walk, unit, here.pages, (block, start))
+
+    def walk(self, run: Run) -> Decode | Prefill:
+        """Return the products of a run over a block."""
+        return (Decode if isinstance(run.count, int) else Prefill)(self.source, run.count)
+
+    def block(self, walk: Decode | Prefill, unit: Unit, pages: Pages, place: tuple[Expr, Expr]) -> None:
+        """Add a block, given by (number, first position), to the part in the scratch."""
+        spec, run, (block, start) = self.spec, unit.run, place
+        present = (
+            keep(T.max(pages[0] - block * BLOCK_PAGES, 0)),
+            keep(T.min(pages[1] - block * BLOCK_PAGES, BLOCK_PAGES)),
+        )
+        edge = run.position < start + (BLOCK - 1)
+        if spec.window:
+            edge = T.Or(edge, start <= run.last - spec.window)
+        span = (
+            keep(T.max(unit.parts.lowest - start, 0)) if spec.window else 0,
+            keep(T.min(run.last - start + 1, BLOCK)),
+        )
+        walk.copy_value_scales(present, span[1])
+        walk.scores(present, keep(run.position - start), edge)
+        walk.weighted_values(present, span)
 
     def ahead(self, unit: Unit, here: Place, block: Expr, end: Expr) -> Place:
         """Return the block that is read next: the unit's, or the first of the next unit."""

@@ -67,6 +67,13 @@ class Source:
             return [widen(code - splat(8, LANES)) for code in (low, high)]
         return [widen(vector)]
 
+    def widened(self, item: Expr) -> list[Expr]:
+        """Return the elements that one item of keys or values holds as f32, in the order of `cached`."""
+        if self.spec.kv_dtype != "int4":
+            return [T.Cast("float32", item)]
+        code = T.Cast("int32", item)
+        return [T.Cast("float32", one - 8) for one in (code & 15, code >> 4)]
+
     def scale(self, name: str, block: Expr) -> Expr:
         """Return the 16 scales of a page."""
         scales = self.scales[name][T.Ramp(block * T.int64(PAGE), T.int64(1), LANES)]
@@ -139,11 +146,15 @@ class Walk:
     def write_scores(self, row: Expr, index: Expr, score: Expr) -> None:
         """Write a row's scores of the block's page `index`."""
         if self.spec.scaled:
-            score = multiply(score, self.source.scale("key_scale", self.blocks[index]))
+            score = multiply(score, self.key_scales(index))
         if self.spec.softcap:  # scores are in powers of two here
             cap = self.spec.softcap / math.log(2)
             score = multiply(tanh(multiply(score, constant(1 / cap))), constant(cap))
         store(self.scratch, self.at["weights"] + row * BLOCK + index * PAGE, score)
+
+    def key_scales(self, index: Expr) -> Expr:
+        """Return the scales of the keys of the block's page `index`."""
+        return self.source.scale("key_scale", self.blocks[index])
 
     def mask(self, row: Expr, limit: Expr) -> None:
         """Mask a row's scores of positions that it does not attend to; `limit` is the last that it does."""
@@ -322,9 +333,13 @@ class Prefill(Walk):
                 with T.Else(), T.serial(*present) as index:
                     self.score_tile(rows, [index], copied=spec.copies, fetch=False)
             with T.If(edge), T.Then(), T.serial(0, spec.tile_rows) as i:
-                self.mask(row + i, limit + (row + i) // spec.group)
+                self.mask(row + i, self.limit(row + i, limit))
             for i in range(spec.tile_rows):
                 self.softmax(row + i)
+
+    def limit(self, row: Expr, first: Expr) -> Expr:
+        """Return the last index that a row attends to; `first` is that of the first token."""
+        return first + row // self.spec.group
 
     def copy_keys(self, present: Pages) -> None:
         """Widen the block's keys."""

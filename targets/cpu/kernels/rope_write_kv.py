@@ -10,6 +10,7 @@ Shapes: q, k, v f32[rows, *_stride]; cos, sin f32[positions, dim / 2]; q_norm, k
 An int4 cache has bytes in the place of dim / 2 elements, d in the low nibble and d + dim / 2 in the high one,
 and f16 scales: element = (code - 8) * scale, the one furthest from zero being code 0. Its queries and keys
 are turned by a Hadamard matrix (`hadamard.py`), which leaves their products as they are.
+With `trees`, a token's place in the cache is entries i32[rows]; its position rotates it, and no more.
 An f16 cache holds finite values: what is beyond its range is written as its largest number.
 """
 
@@ -40,6 +41,7 @@ class RopeWriteKV:
     page: int
     qk_norm: bool
     epsilon: float
+    trees: bool = False
 
     def __post_init__(self) -> None:
         """Refuse cache layouts that no kernel reads."""
@@ -50,13 +52,15 @@ class RopeWriteKV:
         """Return the C symbol."""
         strides = f"{self.q_stride}_{self.k_stride}_{self.v_stride}"
         norm = f"_norm_{float_tag(self.epsilon)}" if self.qk_norm else ""
-        return f"rope_write_kv_{self.heads}_{self.kv_heads}x{self.dim}_{strides}_{self.kv_dtype}{norm}"
+        tree = "_tree" if self.trees else ""
+        return f"rope_write_kv_{self.heads}_{self.kv_heads}x{self.dim}_{strides}_{self.kv_dtype}{norm}{tree}"
 
     @property
     def args(self) -> tuple[str, ...]:
         """Return the pointer arguments."""
         norms = ("q_norm", "k_norm") if self.qk_norm else ()
-        batch = ("positions", "sequences", "block_tables", "info")
+        entries = ("entries",) if self.trees else ()
+        batch = ("positions", "sequences", "block_tables", *entries, "info")
         return ("q", "k", "v", "cos", "sin", *norms, *batch, "q_out", *cache_args(self.kv_dtype))
 
     def build(self) -> Any:

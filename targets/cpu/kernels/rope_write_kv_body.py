@@ -43,7 +43,7 @@ class Body:
         self.vectors = spec.dim // LANES
         names = ("q", "k", "v", "cos", "sin", "q_out", *(("q_norm", "k_norm") if spec.qk_norm else ()))
         self.floats = {name: arguments.buffer(name, "float32") for name in names}
-        names = ("positions", "sequences", "block_tables", "info")
+        names = ("positions", "sequences", "block_tables", *(("entries",) if spec.trees else ()), "info")
         self.integers = {name: arguments.buffer(name, "int32") for name in names}
         self.keys = arguments.buffer("cache_key", CACHE_TYPES[spec.kv_dtype])
         self.values = arguments.buffer("cache_value", CACHE_TYPES[spec.kv_dtype])
@@ -103,11 +103,11 @@ class Body:
 
     def place(self, row: Expr, kv_head: Expr) -> tuple[Expr, Expr]:
         """Return (block index, slot): the token's page and head, and its slot in the page."""
-        position = keep(self.integers["positions"][row])
+        entry = keep(self.integers["entries" if self.spec.trees else "positions"][row])
         table = T.Bind(self.integers["sequences"][row] * self.integers["info"][3])
-        page = self.integers["block_tables"][table + position // self.spec.page]
+        page = self.integers["block_tables"][table + entry // self.spec.page]
         block = keep(T.Cast("int64", page) * T.int64(self.spec.kv_heads) + T.Cast("int64", kv_head))
-        return block, keep(T.Cast("int64", position % self.spec.page))
+        return block, keep(T.Cast("int64", entry % self.spec.page))
 
     def write_key(self, row: Expr, kv_head: Expr) -> None:
         """Scatter the head into its page's column."""

@@ -25,6 +25,11 @@ class Batch:
         """Return the step's sizes."""
         return np.array([len(self.positions), 0, *self.block_tables.shape], np.int32)
 
+    @property
+    def integers(self) -> list[Array]:
+        """Return the integer inputs in the kernels' order."""
+        return [self.positions, self.sequences, self.block_tables, self.info]
+
     def rows(self, picked: Any) -> "Batch":
         """Return the batch of some of the tokens."""
         return Batch(self.positions[picked].copy(), self.sequences[picked].copy(), self.block_tables)

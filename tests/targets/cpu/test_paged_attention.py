@@ -78,9 +78,8 @@ class Case:
             for name, (columns, dtype) in shapes.items()
             if name in kernel.args
         }
-        integers = [batch.positions, batch.sequences, batch.block_tables, batch.info]
         scratch = align(np.zeros(kernel.scratch_bytes // 4 * threads, np.float32))
-        operands = [align(q), *self.arrays, *map(align, integers), scratch, *results.values()]
+        operands = [align(q), *self.arrays, *map(align, batch.integers), scratch, *results.values()]
         library.run(kernel, *operands, rows=rows, threads=threads, together=together)
         return results
 
