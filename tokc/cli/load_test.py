@@ -32,6 +32,15 @@ def load_test(
     repetitions: Annotated[int, typer.Option(min=3, help="How often, after a warm-up.")] = 3,
     slo: Annotated[list[str] | None, typer.Option(help="As in ttft_p99=500ms or tpot_p95=40ms.")] = None,
     price: Annotated[str | None, typer.Option(help="As in 0.20/h, or a name of the price sheet.")] = None,
+    grid_intensity: Annotated[
+        float | None, typer.Option(help="gCO2e/kWh of the grid, for emissions.", show_default=False)
+    ] = None,
+    pue: Annotated[
+        float | None, typer.Option(help="The building's energy over the machines'. [default: 1]")
+    ] = None,
+    watts: Annotated[
+        float | None, typer.Option(help="What the machine draws, if nothing counts it.", show_default=False)
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads. [default: every core]")] = None,
     speculative: Speculative = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="[default: NAME.load.json]")] = None,
@@ -39,6 +48,7 @@ def load_test(
 ) -> None:
     """Measure latency percentiles, goodput and cost under a workload, in a closed or an open loop."""
     from tokc.cost import records
+    from tokc.cost.energy import parse_carbon
     from tokc.cost.prices import DEFAULT_PRICE, parse_price
     from tokc.cost.serving.load import Effort
     from tokc.cost.serving.record import Plan
@@ -51,6 +61,7 @@ def load_test(
         raise typer.BadParameter("give an artifact, or --url", param_hint="ARTIFACT")
     work = named_workload(workload, calibration_text())
     effort = Effort(requests, repetitions, tuple(parse_slo(text) for text in slo or ()))
+    carbon = parse_carbon(grid_intensity, pue, watts)
     plan, stated = Plan(work, _arrivals(concurrency, rate, work), effort), parse_price(price or DEFAULT_PRICE)
     with progress() as say:
         if artifact is not None:
@@ -64,7 +75,7 @@ def load_test(
     if as_json:
         print_json(records.encode(result))
     else:
-        console().print(load_text.terminal_of(result, stated))
+        console().print(load_text.terminal_of(result, stated, carbon))
         typer.echo(f"written to {path}", err=True)
 
 

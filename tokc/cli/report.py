@@ -20,6 +20,15 @@ def report(
     device: Annotated[
         str | None, typer.Option(help="Where it will run, a row of the device sheet, if not here.")
     ] = None,
+    grid_intensity: Annotated[
+        float | None, typer.Option(help="gCO2e/kWh of the grid, for emissions.", show_default=False)
+    ] = None,
+    pue: Annotated[
+        float | None, typer.Option(help="The building's energy over the machines'. [default: 1]")
+    ] = None,
+    watts: Annotated[
+        float | None, typer.Option(help="What the machine draws, if nothing counts it.", show_default=False)
+    ] = None,
     html: Annotated[Path | None, typer.Option(help="Write the report as one HTML file.")] = None,
     json_out: Annotated[Path | None, typer.Option(help="Write the report as a JSON file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
@@ -27,6 +36,7 @@ def report(
 ) -> None:
     """Show cost, speed, bytes and passes; without a bench, speed is predicted."""
     from tokc.cost import records
+    from tokc.cost.energy import parse_carbon
     from tokc.cost.prices import parse_price, today
     from tokc.report import terminal
     from tokc.report.collect import collect
@@ -36,7 +46,7 @@ def report(
         _print_prices()
         return
     asked = None if price is None else parse_price(price)
-    found = collect(artifact, asked, today(), bench, device)
+    found = collect(artifact, asked, today(), bench, device, parse_carbon(grid_intensity, pue, watts))
     if json_out is not None:
         records.write(json_out, found)
     if html is not None:

@@ -3,10 +3,51 @@
 Source: docs.kernel.org/power/powercap/powercap.html.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
+
+from tokc.errors import UnknownOption
 
 POWERCAP = Path("/sys/class/powercap")
 MICRO = 1e-6
+JOULES_PER_KWH = 3.6e6
+MTOK = 1e6
+DEFAULT_PUE = 1.0
+
+
+@dataclass(frozen=True)
+class Carbon:
+    """What a joule emits where a machine stands: `g_per_kwh` of CO2e of the grid, times the building's `pue`.
+
+    PUE, power usage effectiveness, is all energy of the building over that of its machines: ISO/IEC 30134-2.
+    `watts` is what the machine draws at work where no counter tells, None for the data sheet's limit.
+    """
+
+    g_per_kwh: float
+    pue: float = DEFAULT_PUE
+    watts: float | None = None
+
+    def g_per_mtok(self, joules_per_token: float) -> float:
+        """Return grams of CO2e for a million tokens."""
+        return joules_per_token * MTOK / JOULES_PER_KWH * self.pue * self.g_per_kwh
+
+
+def parse_carbon(g_per_kwh: float | None, pue: float | None, watts: float | None) -> Carbon | None:
+    """Return what the options state, None where they do not state the grid's intensity.
+
+    Raises: UnknownOption if one is negative, a PUE below 1, or PUE or watts are given without the intensity.
+    """
+    if g_per_kwh is None:
+        if pue is not None or watts is not None:
+            raise UnknownOption("--pue and --watts are for emissions", hint="add --grid-intensity")
+        return None
+    if g_per_kwh < 0:
+        raise UnknownOption(f"a grid intensity of {g_per_kwh:g} gCO2e/kWh is negative")
+    if pue is not None and pue < 1:
+        raise UnknownOption(f"a PUE of {pue:g} is below 1", hint="a building's energy over its machines'")
+    if watts is not None and watts <= 0:
+        raise UnknownOption(f"a power of {watts:g} W is not positive")
+    return Carbon(g_per_kwh, DEFAULT_PUE if pue is None else pue, watts)
 
 
 class EnergyCounter:

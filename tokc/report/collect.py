@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tokc.cost import records
 from tokc.cost.devices import probe
+from tokc.cost.energy import Carbon
 from tokc.cost.measure import Bench, Point
 from tokc.cost.prices import DEFAULT_PRICE, Price, parse_price, usd_per_token
 from tokc.cost.roofline import Work, error, predict_answers, read_work
@@ -13,6 +14,7 @@ from tokc.cost.serving.record import ServingBench
 from tokc.cost.sheet import Sheet, sheet_for
 from tokc.cost.spread import Spread
 from tokc.errors import TokcError
+from tokc.report.emissions import Rate, emissions_of
 from tokc.report.identity import manifest_sha256 as manifest_sha256
 from tokc.report.model import (
     UTILIZATIONS,
@@ -64,12 +66,18 @@ def other_build(bench: Bench, path: Path, artifact: Path) -> TokcError:
 
 
 def collect(
-    path: Path, price: Price | None, today: date, bench: Path | None = None, device: str | None = None
+    path: Path,
+    price: Price | None,
+    today: date,
+    bench: Path | None = None,
+    device: str | None = None,
+    carbon: Carbon | None = None,
 ) -> Report:
     """Return the report of an artifact; without a bench rates are predicted only.
 
     They are predicted for `device`, a row of the device sheet, if the artifact is for an accelerator, and
-    else for this machine, which is probed. `price` None takes the sheet's default for a CPU.
+    else for this machine, which is probed. `price` None takes the sheet's default for a CPU; `carbon` None
+    leaves emissions out.
 
     Raises: TokcError if a file is damaged, the bench is of another artifact, or an accelerator has no price.
     """
@@ -84,14 +92,15 @@ def collect(
         inputs = Inputs(host=sheet.host(), price=price)
     else:
         inputs = _probed(artifact, price)
-    work = read_work(path)
+    work, load, costs = read_work(path), load_of(path), _costs(read_work(path), inputs)
+    watts = None if sheet is None else sheet.watts
     return Report(
         identity=_identity(artifact),
         host=inputs.host,
         price=price,
         price_stated=price.stated(today),
         batches=_batches(work, inputs),
-        costs=_costs(work, inputs),
+        costs=costs,
         op_context=work.decode.context,
         op_bytes=tuple(
             OpBytes(op.op, op.count, op.bytes, op.flops)
@@ -105,9 +114,14 @@ def collect(
         profile=inputs.profile,
         verification=_verification(path),
         evaluation=evaluation_of(path),
-        load=load_of(path),
+        load=load,
+        emissions=None if carbon is None else emissions_of(carbon, load, _rates(costs), watts),
         prediction=predict(path, machine_for(path, device, inputs.host), price),
     )
+
+
+def _rates(costs: tuple[TokenCost, ...]) -> list[Rate]:
+    return [Rate(f"batch {one.batch}", one.tokens_per_s) for one in costs if one.utilization == 1]
 
 
 def _verification(artifact: Path) -> tuple[Checked, ...]:

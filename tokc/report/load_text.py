@@ -4,20 +4,24 @@ from collections.abc import Callable, Iterable
 
 from rich.console import Group
 
+from tokc.cost.energy import Carbon
 from tokc.cost.prices import Price, today
 from tokc.cost.serving.record import Latency, ServingBench, ServingPoint, costs_of
 from tokc.cost.serving.slo import METRICS, PERCENTILES, parse_slo
 from tokc.cost.spread import Spread
-from tokc.report import sections, units
+from tokc.report import emissions, sections, units
 from tokc.report.model import DISTURBED_SHARE, UTILIZATIONS
 from tokc.report.sections import Section
 
 NAMES = {"ttft": "first token", "tpot": "per token", "itl": "between pieces", "e2e": "whole answer"}
 
 
-def terminal_of(bench: ServingBench, price: Price) -> Group:
+def terminal_of(bench: ServingBench, price: Price, carbon: Carbon | None = None) -> Group:
     """Return the tables for a rich console."""
-    return sections.terminal(headline(bench), _sections(bench, price))
+    found = [*_sections(bench, price)]
+    if carbon is not None:
+        found.append(emissions.section(emissions.emissions_of(carbon, bench, (), None)))
+    return sections.terminal(headline(bench), found)
 
 
 def verdict(figure: float, limit: float | None) -> str:

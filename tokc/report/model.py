@@ -8,6 +8,7 @@ from tokc.cost.measure import Point
 from tokc.cost.prices import Price
 from tokc.cost.profile import Profile
 from tokc.cost.serving.record import ServingBench
+from tokc.report.emissions import Emissions
 from tokc.report.prediction import Prediction
 
 SCHEMA_VERSION = 1
@@ -122,7 +123,8 @@ class Report:
     `foreign_cpu` is the share of the cores that other programs took during the measurement; `profile` is
     None where the bench timed no kernels. `verification` says, part by part, how far the code was checked
     where it was not run; `evaluation` is None where `tokc eval` did not measure this build. `prediction` is
-    of this build over batch, context and chunk, on this machine or that where it will run.
+    of this build over batch, context and chunk, on this machine or that where it will run; `emissions` is
+    None where the grid's intensity was not stated.
     """
 
     identity: Identity
@@ -143,6 +145,7 @@ class Report:
     verification: tuple[Checked, ...] = ()
     evaluation: Evaluation | None = None
     prediction: Prediction | None = None
+    emissions: Emissions | None = None
     schema_version: int = SCHEMA_VERSION
 
     @property

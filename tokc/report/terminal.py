@@ -6,7 +6,8 @@ from rich.table import Table
 from rich.text import Text
 
 from tokc.cost.evaluation import Evaluation
-from tokc.report import load_text, prediction_text, quality, units
+from tokc.report import emissions, load_text, prediction_text, quality, sections, units
+from tokc.report.emissions import Emissions
 from tokc.report.model import Batch, Report
 
 BAR_WIDTH = 24
@@ -25,6 +26,7 @@ def render(report: Report) -> Group:
     parts += [_bytes(report), _ledger(report)]
     parts += [] if report.evaluation is None else [_quality(report.evaluation)]
     parts += [] if report.load is None else [load_text.terminal_of(report.load, report.price)]
+    parts += [] if report.emissions is None else [_emissions(report.emissions)]
     parts += [_footer(report)]
     return Group(*(Padding(part, (0, 0, 1, 0)) for part in parts))
 
@@ -107,6 +109,10 @@ def _quality(evaluation: Evaluation) -> Table:
         table.add_row(*row)
     table.caption, table.caption_justify = quality.method(evaluation), "left"
     return table
+
+
+def _emissions(found: Emissions) -> Group:
+    return sections.terminal("", [emissions.section(found)])
 
 
 def _footer(report: Report) -> Text:
