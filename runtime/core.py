@@ -9,7 +9,7 @@ import numpy as np
 
 from tokc.runtime.block_manager import BlockManager
 from tokc.runtime.counters import Counters, Gauges
-from tokc.runtime.executors.base import Batch, Executor, Float32s
+from tokc.runtime.executors.base import Batch, Executor, Logits
 from tokc.runtime.sampler import sample
 from tokc.runtime.scheduler import Chunk, Scheduler
 from tokc.runtime.sequence import FinishReason, Logprob, Sequence
@@ -104,7 +104,7 @@ class Core:
         return events
 
     def _choose(
-        self, logits: Float32s, ready: list[Sequence], drafts: Mapping[Sequence, list[int]]
+        self, logits: Logits, ready: list[Sequence], drafts: Mapping[Sequence, list[int]]
     ) -> list[Event]:
         """Append a token to each sequence that is ready, and more while its draft holds."""
         events = []

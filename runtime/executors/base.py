@@ -55,6 +55,22 @@ def refuse_trees(batch: Batch) -> None:
         )
 
 
+class Logits(Protocol):
+    """Logits f32[rows, vocab]: an array, or rows that stay on a device until one is asked for."""
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        ...
+
+    def __getitem__(self, row: int, /) -> Float32s:
+        """Return one row, f32[vocab]."""
+        ...
+
+    def __array__(self, dtype: None = None, /, *, copy: bool | None = None) -> Float32s:
+        """Return all rows."""
+        ...
+
+
 class Executor(Protocol):
     """Runs steps; limits are in tokens, pages and sequences. Used by one thread at a time."""
 
@@ -70,7 +86,7 @@ class Executor(Protocol):
         """Return what moves accepted tokens together, None where steps hold no trees."""
         ...
 
-    def step(self, batch: Batch) -> Float32s:
+    def step(self, batch: Batch) -> Logits:
         """Run one step; returns logits f32[rows, vocab], valid until the next step."""
         ...
 

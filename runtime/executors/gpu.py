@@ -18,11 +18,13 @@ from tokc.runtime.artifact import WEIGHTS, Artifact
 from tokc.runtime.drivers.abi import KernelAbi, LaunchAbi
 from tokc.runtime.drivers.base import Driver, Extent, Handle, Parameters
 from tokc.runtime.drivers.memory import DeviceMemory, buffer_bytes, laid_out, upload_weights
-from tokc.runtime.executors.base import Batch
-from tokc.runtime.executors.gpu_inputs import Sizes, StepInputs, bucket
+from tokc.runtime.executors.base import Batch, Int32s
+from tokc.runtime.executors.device_logits import DeviceLogits
+from tokc.runtime.executors.gpu_inputs import ITEM, Sizes, StepInputs, bucket
 
 # Of the memory that is free when everything else lies there; the rest is for graphs and for others.
 CACHE_SHARE = 0.85
+LIKELIEST = "likeliest"  # the output of tokens; plans without it leave them to the host
 
 Axis = tuple[str | None, int, int, int | None]  # symbol, per, times, most
 Grid = tuple[Axis, ...]
@@ -41,7 +43,6 @@ class _Launch(NamedTuple):
 class GpuExecutor:
     """Holds the weights, the paged cache, the code and the graphs of one model on one device."""
 
-    likeliest = None  # the host finds it
     trees = None
 
     def __init__(self, artifact: Artifact, driver: Driver, *, kv_bytes: int | None = None) -> None:
@@ -64,6 +65,8 @@ class GpuExecutor:
         self._memory = DeviceMemory(driver)
         self._stream: Handle = None
         self._open = True
+        self._run_steps = 0
+        self.likeliest: Int32s | None = None
         try:
             self._prepare(artifact, kv_bytes)
         except BaseException:
@@ -81,15 +84,17 @@ class GpuExecutor:
 
         return cls(artifact, HipDriver(), kv_bytes=kv_bytes)
 
-    def step(self, batch: Batch) -> npt.NDArray[np.float32]:
-        """Run one step; returns logits f32[rows, vocab], valid until the next step.
+    def step(self, batch: Batch) -> DeviceLogits:
+        """Run one step; returns logits f32[rows, vocab], which stay on the device until a row is asked for.
 
+        Leaves in `likeliest` the token of each row's largest logit, i32[rows]. Both are valid until the next
+        step.
         Raises: RequestRefused if the batch exceeds the artifact's limits; TokcError if the device fails.
         """
         sizes = self._load(batch)
         with self._settled():
             self._run(bucket(sizes, self._limits))
-            return self._logits_of(sizes.rows)
+            return self._finish(sizes.rows)
 
     def profile(self, batch: Batch) -> npt.NDArray[np.float64]:
         """Run one step; returns seconds f64[launches, 2]: in the kernel, and until the next one began.
@@ -108,7 +113,7 @@ class GpuExecutor:
                     driver.record(began, stream)
                     self._launch([launch], grid)
                     driver.record(ended, stream)
-                self._logits_of(sizes.rows)
+                self._finish(sizes.rows)
             for at, launch in enumerate(launches):
                 seconds[launch.at, 0] = driver.elapsed_s(events[2 * at], events[2 * at + 1])
                 if at + 1 < len(launches):
@@ -181,12 +186,14 @@ class GpuExecutor:
         self._input_block = self._place(self._inputs.layout.offsets, self._inputs.layout.size, addresses)
         self._staging = self._memory.allocate_host(self._inputs.layout.size)
         self._inputs.bind(self._staging)
-        (output,) = spaces["output"]
         own = laid_out([*spaces["output"], *spaces["scratch"]], self._limits)
         self._place(own.offsets, own.size, addresses)
+        (output,) = (buffer for buffer in spaces["output"] if buffer["name"] != LIKELIEST)
         self._output = addresses[output["name"]]
         self._logits = self._memory.allocate_host(buffer_bytes(output, self._limits))
         self._row_bytes = buffer_bytes(output, {"rows": 1})
+        self._tokens = self._memory.allocate_host(ITEM * self._limits["rows"])
+        self._tokens_at = addresses.get(LIKELIEST)
         self.kv_bytes_per_page = sum(buffer_bytes(buffer, {"pages": 1}) for buffer in spaces["kv"])
         self.num_pages = self._count_pages(kv_bytes)
         cache = laid_out(spaces["kv"], {"pages": self.num_pages})
@@ -303,13 +310,28 @@ class GpuExecutor:
             if extent is not None:
                 driver.launch(launch.function, extent, launch.kernel, launch.parameters, stream)
 
-    def _logits_of(self, rows: int) -> npt.NDArray[np.float32]:
-        """Wait for the step and return its logits."""
-        found = self._logits[: rows * self._row_bytes]
-        if rows:
-            self.driver.copy_to_host(found, self._output, self._stream)
+    def _finish(self, rows: int) -> DeviceLogits:
+        """Wait for the step; its tokens are then on the host, its logits where they are."""
+        self._run_steps += 1
+        self.likeliest = None
+        if self._tokens_at is not None:
+            tokens = self._tokens[: rows * ITEM]
+            if rows:
+                self.driver.copy_to_host(tokens, self._tokens_at, self._stream)
+            self.likeliest = tokens.view(np.int32)
         self.driver.synchronize(self._stream)
-        return found.view(np.float32).reshape(rows, self._row_bytes // 4)[:, : self.vocab_size]
+        room = self._logits[: rows * self._row_bytes].view(np.float32)
+        own, width = self._run_steps, self._row_bytes // 4
+
+        def fetch(first: int, count: int) -> None:
+            assert self._open and self._run_steps == own, "logits are valid until the next step"  # noqa: PT018
+            self.driver.activate()
+            part = slice(first * self._row_bytes, (first + count) * self._row_bytes)
+            with self._settled():
+                self.driver.copy_to_host(self._logits[part], self._output + part.start, self._stream)
+                self.driver.synchronize(self._stream)
+
+        return DeviceLogits(room.reshape(rows, width)[:, : self.vocab_size], fetch)
 
 
 def _extent(grid: Grid, sizes: Sizes) -> Extent | None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 import onnx_ir as ir
 
 from tokc.artifact.writer import Tensor
+from tokc.cost.launch_work import LaunchWork
 from tokc.errors import TargetRefused
 from tokc.ir.program import Program
 from tokc.targets.base import Limits
@@ -25,6 +26,7 @@ from tokc.targets.gpu.kernels.gather_rows import GatherRows
 from tokc.targets.gpu.kernels.paged_attention import PagedAttention
 from tokc.targets.gpu.kernels.rms_norm import RmsNorm
 from tokc.targets.gpu.kernels.rope_write_kv import RopeWriteKV
+from tokc.targets.gpu.kernels.sampling import ArgMax
 from tokc.targets.gpu.reads import only_dtype, reads_half, single
 from tokc.targets.lowering import Lowering, Rules, Slot, lower_nodes, lower_split, skip
 from tokc.targets.nodes import integer, layer_of, number, required, slots_of, text
@@ -32,6 +34,7 @@ from tokc.targets.plan import Buffer, Launch, Operand, Plan, Rows, Steps
 from tokc.targets.work import launch_work
 
 POINTER_BYTES = 16
+LIKELIEST = "likeliest"
 
 
 @dataclass
@@ -103,9 +106,21 @@ def emit(
         hint="they run the forms that the default passes leave",
         formats=FORMATS,
     )
+    find_likeliest(low)
     kernels = tuple(sorted(low.kernels.values(), key=lambda kernel: kernel.symbol))
     plan = low.plan(kernel.symbol for kernel in kernels)
     return plan, kernels, tuple(low.tensors.values())
+
+
+def find_likeliest(low: Emission) -> None:
+    """End the step with each row's likeliest token, so that logits need not leave the device."""
+    logits = low.slots[low.program.graph.outputs[0]]
+    kernel = ArgMax(min(logits.width, low.program.config.vocab), logits.stride)
+    tokens = low.buffer(Buffer(LIKELIEST, "output", "i32", ("rows", 1)))
+    low.kernels.setdefault(kernel.symbol, kernel)
+    work = LaunchWork(row_flops=kernel.vocab, row_bytes=4 * (kernel.vocab + 1))
+    operands = (logits.operand, low.info(), tokens)
+    low.launches.append(Launch(kernel.symbol, operands, "rows", "ArgMax", None, work, kernel.grid))
 
 
 def bounds(program: Program, architecture: str, limits: Limits) -> dict[str, int]:
@@ -196,7 +211,7 @@ def lower_linear(low: Emission, node: ir.Node) -> None:
         lower_float_linear(low, node, only_dtype(node))
         return
     y_dtype = only_dtype(node)
-    tensors, linear = weights.multiplied(node)
+    tensors, linear = weights.multiplied(node, low.architecture)
     bias = weights.bias(node, 4 if node.op_type == "QuantLinear" else 2)
     out = low.activation(node.outputs[0], linear.n, x.rows, dtype=y_dtype)
     operands = (

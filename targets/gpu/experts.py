@@ -57,7 +57,7 @@ def lower_moe_linear(low: "Emission", node: ir.Node) -> None:
     """Lower MoeLinear and QuantMoeLinear: a kernel for narrow steps and one for wide ones."""
     value, routing = required(node.inputs[0]), low.routings[required(node.inputs[-1])]
     x, slots, experts = low.read_half(node, 0), slots_of(value), integer(node, "experts", 1)
-    tensors, weight = weights.multiplied(node)
+    tensors, weight = weights.multiplied(node, low.architecture)
     own = replace(weight, n=weight.n // experts, x_stride=x.stride // slots, y_dtype=only_dtype(node))
     kernel = MoeLinear(own, experts, routing.top_k, by_token=slots == 1, most_tokens=low.limits["tokens"])
     out = low.activation(node.outputs[0], routing.top_k * own.n, x.rows, dtype=only_dtype(node))

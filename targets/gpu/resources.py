@@ -65,7 +65,7 @@ def nvidia_resources(cubin: bytes, ptx: str, shared_bytes: int, arch: Architectu
 
     Raises: TargetRefused if the disassembler fails.
     """
-    usage, sass = _tool("cuobjdump", "-res-usage", cubin), _tool("nvdisasm", "-c", cubin)
+    usage, sass = _tool("cuobjdump", "-res-usage", cubin), sass_of(cubin)
     found = {name: int(size) for name, size in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
     opcodes = SASS.findall(sass)
     kinds = Counter(opcode.split(".")[0] for opcode in opcodes)
@@ -101,6 +101,14 @@ def amd_resources(assembly: str, shared_bytes: int, warps: int, arch: Architectu
         loads=len(loads),
         wide_loads=sum(1 for o in loads if o.endswith(("dwordx4", "b128"))),
     )
+
+
+def sass_of(cubin: bytes) -> str:
+    """Return a cubin's instructions as text.
+
+    Raises: TargetRefused if the disassembler fails.
+    """
+    return _tool("nvdisasm", "-c", cubin)
 
 
 def _tool(name: str, flag: str, cubin: bytes) -> str:

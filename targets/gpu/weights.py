@@ -1,6 +1,7 @@
 """Packs a program's weights into the arrays that the GPU kernels read, one array at a time."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
@@ -57,20 +58,20 @@ def quantized(node: ir.Node) -> tuple[tuple[Tensor, ...], Linear]:
     return _tensors(name_of(q), kernel, loads), kernel
 
 
-def multiplied(node: ir.Node) -> tuple[tuple[Tensor, ...], Linear]:
+def multiplied(node: ir.Node, architecture: str) -> tuple[tuple[Tensor, ...], Linear]:
     """Return the arrays of the weight that an op multiplies by, and a kernel that reads them.
 
     Raises: TargetRefused for a grid that no kernel decodes, or if activations are to be on a grid.
     """
-    if node.op_type not in {"QuantLinear", "QuantMoeLinear"}:
-        return plain(required(node.inputs[1]))
-    if integer(node, "act_group", GROUP):
+    on_a_grid = node.op_type in {"QuantLinear", "QuantMoeLinear"}
+    if on_a_grid and integer(node, "act_group", GROUP):
         raise TargetRefused(
             "GPU targets multiply activations in f16, not on a grid",
             where=f"node '{node.name}'",
             hint="use quantize-weights{act_group=0}",
         )
-    return quantized(node)
+    tensors, kernel = quantized(node) if on_a_grid else plain(required(node.inputs[1]))
+    return tensors, replace(kernel, architecture=architecture)
 
 
 def float8(node: ir.Node, form: str) -> tuple[tuple[Tensor, ...], Fp8Linear]:

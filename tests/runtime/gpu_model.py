@@ -17,6 +17,7 @@ from tokc.runtime.artifact import MANIFEST, WEIGHTS, Artifact
 from tokc.runtime.executors.base import Batch
 from tokc.runtime.manifest import FileInfo, KvInfo, LimitsInfo, Manifest, ModelInfo, TargetInfo
 from tokc.targets.gpu.kernels.gated_activation import GatedActivation
+from tokc.targets.gpu.kernels.sampling import ArgMax
 from tokc.targets.plan import Axis, Buffer, Grid, Launch, Operand, Plan
 
 WIDTH, VOCAB, STRIDE, PAGE, CONTEXT = 16, 14, 32, 4, 64
@@ -93,9 +94,10 @@ KERNELS = (
         (Axis("rows"),),
         {"WIDTH": WIDTH, "SPLITS": LIMITS["splits"], "LOGITS_STRIDE": WIDTH},
     ),
+    ArgMax(VOCAB, WIDTH),
 )
-# The gated activation calls its operands by names of its own.
-OPERANDS = {KERNELS[1].symbol: ("x", "info", "y")}
+# Kernels of the compiler's call their operands by names of their own.
+OPERANDS = {KERNELS[1].symbol: ("x", "info", "y"), KERNELS[-1].symbol: ("logits", "info", "likeliest")}
 
 
 def weights() -> dict[str, npt.NDArray[Any]]:
@@ -124,6 +126,7 @@ def plan() -> Plan:
         Buffer("parts", "arena", "i32", ("rows", LIMITS["splits"]), 8192),
         Buffer("kv", "kv", "i32", ("pages", PAGE)),
         Buffer("logits", "output", "f32", ("rows", WIDTH)),
+        Buffer("likeliest", "output", "i32", ("rows", 1)),
     )
     return Plan(
         limits=LIMITS,

@@ -132,7 +132,7 @@ def test_a_vendors_library_is_given_what_the_executor_asks_for(
 
     # The profile runs the first batch once more, each launch between two events 2.5 ms apart.
     assert [line[:-1] for line in found.ran[steps:]] == expected[: len(found.ran) - steps]
-    assert f"profile [{0.0025 * 5}, {0.0025 * 4}]" in found.said
+    assert f"profile [{0.0025 * 6}, {0.0025 * 5}]" in found.said
     assert found.calls["GraphLaunch"] == 2
     assert found.calls["GraphDestroy"] == found.calls["GraphInstantiate"] == 1
     assert found.log.count("image ELFem") == 1  # the first letters of the kernel's name

@@ -55,6 +55,7 @@ def check(
     found = executor.step(batch)
     assert found.shape == (len(batch.logit_rows), VOCAB)
     np.testing.assert_allclose(found, pages.expected(batch), rtol=2e-3, atol=2e-3)
+    np.testing.assert_array_equal(executor.likeliest, found.copy().argmax(axis=1))
 
 
 def test_steps_of_every_kind_give_the_models_answers(interpreted: GpuExecutor) -> None:
@@ -97,6 +98,7 @@ def test_grids_are_of_the_bucket_and_info_is_of_the_step(recorded: GpuExecutor) 
         "remember_narrow": (16, 1, 1),
         "recall": (4, 1, 1),
         "head": (4, 1, 1),
+        KERNELS[-1].symbol: (4, 1, 1),
     }
     driver.ran.clear()
     recorded.step(pages.batch({2: [1] * 37}, rows=[36, 1, 3]))
@@ -114,8 +116,8 @@ def test_a_step_costs_one_copy_each_way_of_what_it_uses(recorded: GpuExecutor) -
     driver.copies.clear()
     batch = pages.batch({0: [1, 2, 3], 1: [7]})
     recorded.step(batch)
-    (there, _, data), (back, _, logits) = driver.copies
-    assert (there, back, len(logits)) == ("to device", "to host", 2 * 4 * 16)
+    (there, _, data), (back, _, tokens) = driver.copies
+    assert (there, back, len(tokens)) == ("to device", "to host", 2 * 4)
     values = np.frombuffer(data, np.int32)
     assert values[-2 * LIMITS["blocks"] :].tolist() == batch.block_tables.reshape(-1).tolist()
     driver.copies.clear()
@@ -152,7 +154,7 @@ def test_the_cache_and_the_arena_begin_as_zeros(recorded: GpuExecutor) -> None:
 
 
 def test_a_failed_step_leaves_nothing_behind_and_the_next_one_is_right(artifact: Artifact) -> None:
-    for fail_at in range(10):  # in one of five launches, then in one of five that are recorded
+    for fail_at in range(12):  # in one of six launches, then in one of six that are recorded
         driver = InterpreterDriver(BY_SYMBOL, fail_at=fail_at)
         executor = GpuExecutor(artifact, driver, kv_bytes=KV_BYTES)
         pages = Pages(executor.num_pages)
@@ -166,7 +168,7 @@ def test_a_failed_step_leaves_nothing_behind_and_the_next_one_is_right(artifact:
                 driver.fail_at = None
             else:
                 np.testing.assert_allclose(found, pages.expected(batch), rtol=2e-3, atol=2e-3)
-        assert failed == [fail_at // 5]
+        assert failed == [fail_at // 6]
         executor.close()
         executor.close()
         with pytest.raises(AssertionError, match="closed"):

@@ -17,7 +17,7 @@ from tokc.cost.profiling import TimesKernels
 from tokc.cost.step_model import Step
 from tokc.errors import TokcError
 from tokc.runtime.engine import Engine
-from tokc.runtime.executors.base import Batch, Executor, Float32s
+from tokc.runtime.executors.base import Batch, Executor, Logits
 
 STEPS_A_ROUND = 4
 
@@ -121,7 +121,7 @@ def watching(engine: Engine) -> Iterator[StepWatch]:
     executor, watch = engine.executor, StepWatch()
     step = executor.step
 
-    def timed(batch: Batch) -> Float32s:
+    def timed(batch: Batch) -> Logits:
         watch.sizes.append((len(batch.input_ids), len(batch.logit_rows)))
         watch.begins.append(time.perf_counter())
         logits = step(batch)

@@ -76,7 +76,7 @@ class ArtifactRun:
             block_tables=np.ascontiguousarray(tables),
             logit_rows=rows.astype(np.int32),
         )
-        return self._executor.step(batch)
+        return np.asarray(self._executor.step(batch))
 
     def __enter__(self) -> Self:
         """Return itself."""

@@ -24,6 +24,7 @@ from typing import Any
 
 from tokc.errors import TargetRefused
 from tokc.targets.gpu.kernel import INFO, NARROW_TOKENS
+from tokc.targets.gpu.tiles import FEW, MANY, Tile, shipped
 from tokc.targets.plan import Axis, Grid, Rows
 
 BITS = (4, 8, 16)
@@ -33,9 +34,6 @@ WIDE_ROWS = 64
 SCALE_ALIGNMENT = 16
 # Hopper's matrix instruction for a whole warp group takes at least so many rows of the first operand.
 WARP_GROUP_ROWS = 64
-# Up to so many output columns tiles of 64 would leave most multiprocessors of a large GPU without a program.
-FEW_COLUMNS = 2048
-MANY_COLUMNS = 16384
 # At 4 bits a quarter of it is a product of its own, which must fill the matrix instruction's 16 columns.
 LEAST_BLOCK_K = 64
 # Programs that keep a large GPU busy, and the least columns that are worth a program of their own.
@@ -44,19 +42,10 @@ LEAST_RANGE = 256
 
 
 @dataclass(frozen=True)
-class Tile:
-    """How a program computes: a tile of the weight, [block_n, block_k], the columns in `splits` ranges."""
-
-    block_n: int
-    block_k: int
-    warps: int
-    stages: int
-    splits: int = 1
-
-
-@dataclass(frozen=True)
 class Linear:
     """One projection; `rows` names the entry of info that bounds it, `tile_rows` is how many a program takes.
+
+    `tile` None takes the one that `tokc.targets.gpu.tiles` has for `architecture`, as the target spells it.
 
     Arguments: weight, [scale, [offset]], x, info, [bias], y, [partials, counters].
 
@@ -78,6 +67,7 @@ class Linear:
     tile_rows: int = NARROW_TOKENS
     group: int = 32
     tile: Tile | None = None
+    architecture: str = ""
     shared_out: bool = False
     tensor_cores: bool = True
 
@@ -216,16 +206,20 @@ class Linear:
 
 
 def default_tile(kernel: Linear) -> Tile:
-    """Return the tile to use where nothing was searched; narrow and wide kernels of a weight agree in order.
+    """Return the tile of the table, or else of a rule; narrow and wide kernels of a weight agree in order.
 
-    Few output columns take short tiles, so that there are programs for more multiprocessors; many take tall
-    ones, which read x less often. Narrow kernels keep more tiles in flight, for they only wait for memory.
-    All fit the 64 KiB of shared memory of the smallest architecture.
+    The rule: few output columns take short tiles, so that there are programs for more multiprocessors; many
+    take tall ones, which read x less often. Narrow kernels keep more tiles in flight, for they only wait for
+    memory. All fit the 64 KiB of shared memory of the smallest architecture.
     """
     narrow = kernel.tile_rows <= NARROW_TOKENS
+    row = shipped(kernel.architecture, kernel.bits, kernel.n)
+    if row is not None and kernel.k % row.narrow.block_k == 0 and row.narrow.block_k % kernel.unit == 0:
+        splits = default_splits(kernel, row.narrow.block_n)
+        return replace(row.narrow if narrow else row.wide, splits=splits)
     block_k = default_block_k(kernel)
-    if kernel.n < MANY_COLUMNS:
-        block_n = WARP_GROUP_ROWS // 2 if kernel.n <= FEW_COLUMNS else WARP_GROUP_ROWS
+    if kernel.n < MANY:
+        block_n = WARP_GROUP_ROWS // 2 if kernel.n <= FEW else WARP_GROUP_ROWS
         return Tile(block_n, block_k, 4, 5 if narrow else 3, default_splits(kernel, block_n))
     return Tile(2 * WARP_GROUP_ROWS, block_k, 8, (3 if kernel.bits == 8 else 4) if narrow else 2)
 
@@ -245,22 +239,3 @@ def default_block_k(kernel: Linear) -> int:
     """Return the widest tile of columns worth having that divides k; else one whose rest is masked."""
     widest = LEAST_BLOCK_K if kernel.bits == 16 else 2 * LEAST_BLOCK_K
     return widest if kernel.k % widest == 0 else max(LEAST_BLOCK_K, kernel.unit)
-
-
-def candidates(kernel: Linear) -> tuple[Linear, ...]:
-    """Return kernels with the tiles worth compiling, the default first.
-
-    The search picks one for narrow steps and then, of those of the same `order`, one for wide steps.
-    """
-    narrow = kernel.tile_rows <= NARROW_TOKENS
-    block_k = default_block_k(kernel)
-    tiles = [default_tile(kernel)]
-    for columns in (block_k, 2 * block_k):
-        if kernel.k % columns:
-            continue
-        for block_n in (32, 64, 128):
-            for warps in (4,) if block_n == WARP_GROUP_ROWS else (4, 8):
-                tiles += [Tile(block_n, columns, warps, each) for each in ((3, 4, 6) if narrow else (2, 3))]
-    rows = (kernel.tile_rows,) if narrow else (WIDE_ROWS, 2 * WIDE_ROWS)
-    made = [replace(kernel, tile=tile, tile_rows=each) for each in rows for tile in tiles]
-    return tuple(dict.fromkeys(made))

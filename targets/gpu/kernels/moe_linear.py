@@ -17,8 +17,9 @@ from typing import Any
 
 from tokc.errors import TargetRefused
 from tokc.targets.gpu.kernel import NARROW_TOKENS
-from tokc.targets.gpu.kernels.linear import SCALE_ALIGNMENT, WIDE_ROWS, Linear, Tile
+from tokc.targets.gpu.kernels.linear import SCALE_ALIGNMENT, WIDE_ROWS, Linear
 from tokc.targets.gpu.kernels.moe import padded
+from tokc.targets.gpu.tiles import Tile
 from tokc.targets.plan import Axis, Grid
 
 MOST_ELEMENTS = 1 << 31

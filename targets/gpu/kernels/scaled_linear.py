@@ -11,7 +11,8 @@ from typing import Any, ClassVar, Self
 
 from tokc.errors import TargetRefused
 from tokc.targets.gpu.kernel import INFO, NARROW_TOKENS
-from tokc.targets.gpu.kernels.linear import MANY_COLUMNS, WARP_GROUP_ROWS, WIDE_ROWS, Tile
+from tokc.targets.gpu.kernels.linear import WARP_GROUP_ROWS, WIDE_ROWS
+from tokc.targets.gpu.tiles import MANY, Tile
 from tokc.targets.plan import Axis, Grid, Rows
 
 COLUMNS = 128
@@ -156,6 +157,6 @@ def default_tile(kernel: ScaledLinear) -> Tile:
     All are tall enough for Hopper's warp groups, whose instruction alone multiplies 8 bits at full rate.
     """
     narrow = kernel.tile_rows <= NARROW_TOKENS
-    if kernel.n < MANY_COLUMNS:
+    if kernel.n < MANY:
         return Tile(WARP_GROUP_ROWS, COLUMNS, 4, 5 if narrow else 3)
     return Tile(2 * WARP_GROUP_ROWS, COLUMNS, 8, 3 if narrow else 2)

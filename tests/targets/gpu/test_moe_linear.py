@@ -10,10 +10,11 @@ from tests.targets.gpu.interpreted import DTYPES, Array, interpret
 from tests.targets.gpu.test_linear import linear, rounding_between_tiles, weight
 from tests.targets.gpu.test_moe import grouped
 from tokc.errors import TargetRefused
-from tokc.targets.gpu.kernels.linear import Linear, Tile
+from tokc.targets.gpu.kernels.linear import Linear
 from tokc.targets.gpu.kernels.moe import MoeGroup
 from tokc.targets.gpu.kernels.moe_linear import MoeLinear
 from tokc.targets.gpu.packing import unpack
+from tokc.targets.gpu.tiles import Tile
 
 GRIDS = [(16, True, 32), (8, True, 32), (4, True, 32), (4, False, 32), (4, True, 128)]
 UNTOUCHED = 7.0

@@ -17,7 +17,7 @@ from tests.targets.gpu.ptx.emulated import emulate
 from tests.targets.gpu.ptx.snippets import compute, kernel, launch
 from tokc.targets.gpu.kernel import Kernel
 from tokc.targets.gpu.kernels.gated_activation import GatedActivation
-from tokc.targets.gpu.kernels.linear import Tile
+from tokc.targets.gpu.tiles import Tile
 
 I32 = np.int32
 LANES = np.arange(32, dtype=I32)

@@ -30,8 +30,8 @@ from tests.targets.gpu.ptx.emulated import emulate
 from tokc.targets.gpu.kernel import Kernel
 from tokc.targets.gpu.kernels.elementwise import Add
 from tokc.targets.gpu.kernels.fp8_linear import Fp8Linear
-from tokc.targets.gpu.kernels.linear import Tile
 from tokc.targets.gpu.kernels.moe_linear import MoeLinear
+from tokc.targets.gpu.tiles import Tile
 
 ARCHITECTURES = ("sm_80", "sm_90")
 # How much more than the least a kernel may move between memory and a CTA.
