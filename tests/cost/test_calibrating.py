@@ -56,7 +56,7 @@ def test_predictions_here_are_those_of_the_calibration(artifact: Path, here: Cal
     machine = machine_for(artifact, None)
     assert machine.efficiencies == here.efficiencies
     found = predict(artifact, machine, None)
-    assert found.basis.startswith("calibrated at")
+    assert found.basis.startswith("calibrated on")
     assert [one.chunk for one in found.reading] == [16, 64, 128, 256, 512]
 
 

@@ -1,4 +1,4 @@
-"""Energy and emissions in the report: counted where something counts, else predicted from a power; labelled."""
+"""Energy and emissions in the report: counted where something counts, else predicted from a power."""
 
 from dataclasses import replace
 from datetime import date

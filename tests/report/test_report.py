@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from tests.report.sample import HOST, PROFILE, write_artifact, write_bench
-from tokc.cost import records
+from tokc.cost import machine, records
 from tokc.cost.prices import parse_price
 from tokc.errors import TokcError
 from tokc.report import collect, html, kernel_terminal, terminal, units
@@ -62,7 +62,7 @@ def test_json_round_trip(report: Report, tmp_path: Path) -> None:
 
 
 def test_without_a_bench_rates_are_predicted(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(collect, "probe", lambda **_: HOST)
+    monkeypatch.setattr(machine, "probe", lambda **_: HOST)
     report = collect.collect(artifact, parse_price("0.20/h"), TODAY)
     assert {cost.basis for cost in report.costs} == {"predicted"}
     assert all(figure.measured is None for batch in report.batches for figure in batch.figures)

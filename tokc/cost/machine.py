@@ -44,7 +44,7 @@ def machine_here(target: TargetInfo, host: Host | None = None) -> Machine:
         basis = f"every kernel at the roofs, which none reaches; calibrate this machine: {CALIBRATE}"
         return Machine(HERE, host or probe(uses=target.features), Efficiencies((), basis), basis)
     basis = (
-        f"calibrated at {found.measured_at} with {found.threads} threads, {found.efficiencies.source}; "
+        f"calibrated on {found.measured_at[:10]} with {found.threads} threads, {found.efficiencies.source}; "
         f"over {len(found.steps)} steps the fit is {found.mean_error:.1%} off on average, "
         f"{found.worst_error:.1%} at worst"
     )

@@ -5,7 +5,6 @@ from datetime import date
 from pathlib import Path
 
 from tokc.cost import records
-from tokc.cost.devices import probe
 from tokc.cost.energy import Carbon
 from tokc.cost.measure import Bench, Point
 from tokc.cost.prices import DEFAULT_PRICE, Price, parse_price, usd_per_token
@@ -13,6 +12,7 @@ from tokc.cost.roofline import Work, error, predict_answers, read_work
 from tokc.cost.serving.record import ServingBench
 from tokc.cost.sheet import Sheet, sheet_for
 from tokc.cost.spread import Spread
+from tokc.cost.step_model import StepModel
 from tokc.errors import TokcError
 from tokc.report.emissions import Rate, emissions_of
 from tokc.report.identity import manifest_sha256 as manifest_sha256
@@ -27,7 +27,7 @@ from tokc.report.model import (
     Report,
     TokenCost,
 )
-from tokc.report.prediction import machine_for, predict
+from tokc.report.prediction import machine_for, model_of, predict
 from tokc.report.quality import evaluation_of, ledger_of
 from tokc.runtime.artifact import Artifact
 
@@ -88,11 +88,11 @@ def collect(
     found = bench or (bench_path(path) if bench_path(path).exists() else None)
     if found is not None:
         inputs = _measured(found, path, price)
-    elif sheet is not None:
-        inputs = Inputs(host=sheet.host(), price=price)
     else:
-        inputs = _probed(artifact, price)
-    work, load, costs = read_work(path), load_of(path), _costs(read_work(path), inputs)
+        inputs = Inputs(host=machine_for(path, device).host, price=price)
+    machine = machine_for(path, device, inputs.host)
+    work, load = read_work(path), load_of(path)
+    costs = _costs(work, inputs, model_of(path, machine))
     watts = None if sheet is None else sheet.watts
     return Report(
         identity=_identity(artifact),
@@ -112,11 +112,12 @@ def collect(
         peak_rss_bytes=inputs.peak_rss_bytes,
         foreign_cpu=inputs.foreign_cpu,
         profile=inputs.profile,
+        drafted=inputs.drafted,
         verification=_verification(path),
         evaluation=evaluation_of(path),
         load=load,
         emissions=None if carbon is None else emissions_of(carbon, load, _rates(costs), watts),
-        prediction=predict(path, machine_for(path, device, inputs.host), price),
+        prediction=predict(path, machine, price),
     )
 
 
@@ -143,10 +144,6 @@ def _default_price(sheet: Sheet | None) -> Price:
     return parse_price(DEFAULT_PRICE)
 
 
-def _probed(artifact: Artifact, price: Price) -> Inputs:
-    return Inputs(host=probe(uses=artifact.manifest.target.features), price=price)
-
-
 def _measured(path: Path, artifact: Path, price: Price) -> Inputs:
     bench = records.read(Bench, path)
     if bench.manifest_sha256 != manifest_sha256(artifact):
@@ -160,6 +157,7 @@ def _measured(path: Path, artifact: Path, price: Price) -> Inputs:
         peak_rss_bytes=bench.peak_rss_bytes,
         foreign_cpu=bench.foreign_cpu,
         profile=bench.profile,
+        drafted=bench.drafted,
     )
 
 
@@ -241,19 +239,15 @@ def _mean_wait(batch: int, prompt: int, chunk: int) -> float:
     return sum(ends) / batch / whole
 
 
-def _costs(work: Work, inputs: Inputs) -> tuple[TokenCost, ...]:
-    rates = [
-        (batch.batch, figure)
-        for batch in _batches(work, inputs)
-        for figure in batch.figures
-        if figure.name == "output rate"
-    ]
+def _costs(work: Work, inputs: Inputs, model: StepModel) -> tuple[TokenCost, ...]:
     costs = []
-    for batch, figure in rates:
-        rate = figure.predicted if figure.measured is None else figure.measured
-        assert rate, "a batch has an output rate"
+    for batch in _batches(work, inputs):
+        rate = next(one.measured for one in batch.figures if one.name == "output rate")
+        basis = "predicted" if rate is None else "measured"
+        if rate is None:
+            seconds = model.answers_s(batch.batch, batch.prompt_tokens, batch.output_tokens)
+            rate = batch.batch * batch.output_tokens / seconds
         for utilization in UTILIZATIONS:
             usd = usd_per_token(inputs.price, rate, utilization)
-            basis = "predicted" if figure.measured is None else "measured"
-            costs.append(TokenCost(batch, utilization, basis, rate, usd * 1e3, usd * 1e6))
+            costs.append(TokenCost(batch.batch, utilization, basis, rate, usd * 1e3, usd * 1e6))
     return tuple(costs)

@@ -8,9 +8,20 @@ from tokc.cost.devices import Host
 from tokc.cost.evaluation import Evaluation
 from tokc.cost.profile import Profile
 from tokc.cost.serving.record import ServingBench
-from tokc.report import kernel_html, kernel_table, load_html, quality, units
+from tokc.report import (
+    emissions,
+    kernel_html,
+    kernel_table,
+    load_html,
+    prediction_html,
+    quality,
+    units,
+    waterfall_html,
+)
+from tokc.report.emissions import Emissions
 from tokc.report.html_parts import bar, row, table
 from tokc.report.model import Batch, Figure, LedgerRow, Report, TokenCost
+from tokc.report.prediction import Prediction
 
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -35,8 +46,10 @@ def render(report: Report) -> str:
     parts = [_head(report), _tiles(report), _costs(report), _speed(report), _bytes(report)]
     parts += [] if report.load is None else [_load(report.load, report)]
     parts += [] if report.profile is None else [_kernels(report.profile)]
+    parts += [] if report.prediction is None else [_prediction(report.prediction)]
     parts += [_ledger(report)]
     parts += [] if report.evaluation is None else [_quality(report.evaluation)]
+    parts += [] if report.emissions is None else [_emissions(report.emissions)]
     parts += [_method(report)]
     style = files("tokc.report").joinpath("style.css").read_text()
     title = escape(f"{report.identity.name}: cost of a token")
@@ -168,6 +181,17 @@ def _load(load: ServingBench, report: Report) -> str:
     return _section("Under load", load_html.lead(load), load_html.render(load, report.price))
 
 
+def _prediction(found: Prediction) -> str:
+    return _section("Predicted", prediction_html.lead(found), prediction_html.content(found))
+
+
+def _emissions(found: Emissions) -> str:
+    section = emissions.section(found)
+    heads = tuple(map(escape, section.columns))
+    rows = (row(heads, map(escape, cells)) for cells in section.rows)
+    return _section(section.title, section.note or "", table(heads, rows) if section.rows else "")
+
+
 def _ledger(report: Report) -> str:
     if not report.ledger:
         return _section("Passes", "This artifact has no ledger.", "")
@@ -177,7 +201,8 @@ def _ledger(report: Report) -> str:
         "What each pass did to the program; an exact pass changes no more than the order of sums. "
         f"{quality.LEDGER_NOTE}"
     )
-    return _section("Passes", text, table(heads, rows))
+    waterfall = waterfall_html.render(report.ledger, report.host.read_bytes_per_s, report.price)
+    return _section("Passes", text, f"{waterfall}\n{table(heads, rows)}")
 
 
 def _ledger_row(one: LedgerRow, heads: Iterable[str]) -> str:

@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from html import escape
 
+LEAST = 0.004  # of the width, that a small change can be seen
+
 
 def bar(
     label: str,
@@ -23,6 +25,19 @@ def bar(
     return (
         f'<div class="bar"><span>{escape(label)}</span><span class="value">{value}</span>'
         f'<svg aria-hidden="true">{"".join(shapes)}</svg></div>'
+    )
+
+
+def floating_bar(label: str, value: str, span: tuple[float, float], kind: str) -> str:
+    """Return a labelled bar over a span of the width: `whole`, or what a step took away (`less`) or added."""
+    low, width = _part(span[0]), _part(max(span[1] - span[0], LEAST))
+    shapes = (
+        '<rect class="track" y="2" width="100%" height="10" rx="2"/>'
+        f'<rect class="{kind}" x="{low}" y="2" width="{width}" height="10" rx="2"/>'
+    )
+    return (
+        f'<div class="bar"><span>{escape(label)}</span><span class="value">{value}</span>'
+        f'<svg aria-hidden="true">{shapes}</svg></div>'
     )
 
 
