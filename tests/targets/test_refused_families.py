@@ -36,3 +36,14 @@ def test_xla_targets_refuse_what_they_lack(family: str, tmp_path: Path) -> None:
     program = ragged(family, tmp_path)
     with pytest.raises(TargetRefused, match=LACKING[family]):
         describe(program, tpu_platform(1), 64, ())
+
+
+def test_targets_without_trees_refuse_them(tmp_path: Path) -> None:
+    program = Pipeline.parse(f"{PASSES},admit-trees").run(import_model(tiny_folder("llama", tmp_path)))
+    with pytest.raises(
+        TargetRefused, match="GPU targets have no kernel for 'RopeWriteKV' with entries"
+    ) as gpu:
+        emit(program, "sm_90", Limits(context=64, tokens=16, seqs=2, rows=2))
+    assert gpu.value.hint == "leave out admit-trees, or build for cpu"
+    with pytest.raises(TargetRefused, match="XLA targets have no row for 'RopeWriteKV' with entries"):
+        describe(program, tpu_platform(1), 64, ())

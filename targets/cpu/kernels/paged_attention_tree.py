@@ -161,7 +161,8 @@ class TreeBody(Body):
         )
         follows = T.And(sequences[other] == sequence, T.Select(nodes == 0, on, beside))
         for growth in self.spec.part_growths:
-            follows = T.And(follows, (positions[other] >= growth) == (position >= growth))
+            both = T.And(positions[other] >= growth, position >= growth)
+            follows = T.And(follows, T.Or(both, T.max(positions[other], position) < growth))
         with T.While(T.And(token + found[0] < end, follows)):
             at = keep(positions[token + found[0]])
             T.buffer_store(found, found[0] + 1, [0])

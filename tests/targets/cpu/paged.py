@@ -95,8 +95,8 @@ class Cache:
         """Return the arrays in the kernels' order."""
         return [self.key, self.value, *(self.scales if self.dtype in SCALES else [])]
 
-    def write(self, page: int, slot: int, k: Array, v: Array) -> None:
-        """Write k and v, f32[kv_heads, dim], of one token; for int4, k is turned already."""
+    def write(self, page: Array | int, slot: Array | int, k: Array, v: Array) -> None:
+        """Write k and v, f32[kv_heads, dim], of one token, or of as many as places; for int4, k is turned."""
         if self.dtype in SCALES:
             quantize = quantized_heads if self.dtype == "int8" else nibbled_heads
             k, self.scales[0][page, :, slot] = quantize(k)

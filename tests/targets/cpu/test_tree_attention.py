@@ -15,7 +15,7 @@ from tokc.runtime.speculation.tree import TokenTree
 from tokc.targets.cpu.isa import Isa, host_isa
 from tokc.targets.cpu.kernels.paged_attention import PagedAttention
 
-PAGES, CONTEXT = 96, 256
+PAGES, CONTEXT = 640, 1280  # beyond 1024 positions, parts have twice as many blocks
 # Of each kernel: heads, heads of the cache, dim, cache dtype, window, cap of the scores
 SHAPES = (
     (9, 3, 64, "f16", 0, 0.0),
@@ -52,9 +52,9 @@ class TreeCase(Case):
         self.batch: TreeBatch = batch_with_trees(starts, rng, pages=PAGES, blocks=CONTEXT // 16)
         self.cache = Cache(PAGES, kernel.kv_heads, kernel.dim, kernel.kv_dtype)
         for sequence, (_, last, tree) in enumerate(starts):
-            for entry in range(last + len(tree)):
-                k, v = rng.standard_normal((2, kernel.kv_heads, kernel.dim)).astype(np.float32)
-                self.cache.write(self.batch.block_tables[sequence, entry // 16], entry % 16, k * 2, v)
+            entry = np.arange(last + len(tree))
+            k, v = rng.standard_normal((2, len(entry), kernel.kv_heads, kernel.dim)).astype(np.float32)
+            self.cache.write(self.batch.block_tables[sequence, entry // 16], entry % 16, k * 2, v)
         self.q = rng.standard_normal((len(self.batch.positions), kernel.heads * kernel.dim)).astype(
             np.float32
         )
@@ -89,8 +89,8 @@ def check(case: TreeCase, library: Any, threads: int) -> None:
         assert same(case.alone(library, row), found, slice(row, row + 1)), f"row {row}"
 
 
-# Trees within a block, over its edge, at its edge, at a block's first entry; behind a prompt's chunk; none.
-STARTS = ((20, 21, 7), (60, 61, 20), (62, 64, 9), (100, 131, 3), (5, 6, 0), (190, 191, 32))
+# Trees within a block, over its edge, at it; behind a prompt's chunk; none; over the edge of the parts.
+STARTS = ((20, 21, 7), (60, 61, 20), (62, 64, 9), (100, 131, 3), (5, 6, 0), (190, 191, 32), (1019, 1020, 24))
 
 
 @pytest.mark.slow
@@ -109,9 +109,8 @@ def test_a_node_has_the_bits_that_its_path_has_without_trees(
         check(single, library, threads)
 
 
-starts = st.lists(
-    st.tuples(st.integers(0, 200), st.integers(1, 3), st.integers(0, 12)), min_size=1, max_size=4
-)
+places = st.integers(0, 200) | st.integers(1000, 1030)
+starts = st.lists(st.tuples(places, st.integers(1, 3), st.integers(0, 12)), min_size=1, max_size=4)
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
