@@ -1,7 +1,7 @@
 """Put the weights of linear layers and embeddings on a low-bit grid."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar, Literal
 
@@ -14,7 +14,7 @@ from tokc.passes.quantization.allocation import bits_by_weight, described
 from tokc.passes.quantization.calibrated import Job, quantize_in_order
 from tokc.passes.quantization.experts import calibratable, is_experts, joined, quant_moe_linear
 from tokc.passes.quantization.grid import F32, NARROW, WIDE, WIDTHS, Grid, Quantized
-from tokc.passes.quantization.methods import CALIBRATED, Method, MethodName, without_calibration
+from tokc.passes.quantization.methods import CALIBRATED, METHODS, Method, MethodName, without_calibration
 from tokc.passes.quantization.pack import Packed, pack
 from tokc.passes.quantization.stored import Stored, in_f32, source_of, stored_weight
 from tokc.passes.quantization.weights import Once, is_head, replace_node, require_finite, weight_readers
@@ -112,6 +112,15 @@ class QuantizeWeights:
         if ready or chosen:
             copy = calibration().record(copy, bits=described(chosen.values()))
         return copy if quantized else program
+
+    def without_text(self) -> "QuantizeWeights":
+        """Return the pass as it is where there is no text to read, as for a draft, which reads features."""
+        if not self._reads_text:
+            return self
+        method = self.method if self.method in METHODS else "rtn-mse"
+        known: tuple[Literal[2, 3, 4, 8], ...] = (2, 3, 4, 8)
+        bits = next(one for one in known if one == self.usual_bits)
+        return replace(self, bits=bits, budget=0.0, method=method)
 
     def _smoothed(self, program: Program) -> Program:
         """Return the program with its channels scaled for the grid, where that is part of the method."""

@@ -7,6 +7,8 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from tokc.errors import PassFailed
+from tokc.ir.head import FEATURES, output_named
 from tokc.ir.inference import annotate_shapes
 from tokc.ir.program import Program
 from tokc.ir.rewrite import Missed, drop, initializer, remark
@@ -45,6 +47,11 @@ class RotateResidual:
     seed: int = 0
 
     def run(self, program: Program) -> Program:
+        if output_named(program.graph, FEATURES) is not None:
+            raise PassFailed(
+                "rotate-residual would turn the features that a draft reads",
+                hint="leave out one of the two: rotate-residual, or the draft",
+            )
         copy = program.copy()
         annotate_shapes(copy.graph)
         stream = residual_stream(copy)

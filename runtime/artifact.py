@@ -114,19 +114,20 @@ class Artifact:
 
         return map_file(self.path / WEIGHTS)
 
-    def resident_tensors(self) -> "Tensors":
+    def resident_tensors(self, name: str = WEIGHTS) -> "Tensors":
         """Return the weights on huge pages; of an artifact that was begun, they are complete after `finish`.
 
+        `name` is the file that holds them.
         TOKC_WEIGHTS=mmap keeps the file's own pages, shared between processes.
         Raises: ArtifactRefused if the file cannot be read or its header does not describe its bytes.
         """
-        from tokc.runtime.safetensors import LENGTH_BYTES, header_bytes, views
+        from tokc.runtime.safetensors import LENGTH_BYTES, header_bytes, map_file, views
 
         if weights_residence() == "mmap":
-            return self.tensors()
-        reading = self._reading
+            return map_file(self.path / name)
+        reading = self._reading if name == WEIGHTS else None
         if reading is None:
-            path = self.path / WEIGHTS
+            path = self.path / name
             reading = Reading(path, path.stat().st_size, hashed=False)
             reading.wait()
         reading.wait(LENGTH_BYTES)

@@ -8,6 +8,7 @@ from typing import NamedTuple, TypeVar
 from tokc.errors import ArtifactRefused
 
 SCHEMA_VERSION = 1
+DRAFT = "draft"  # the folder of an artifact's draft, and its key in the manifest
 _KV_ITEM_BYTES = {"f32": 4.0, "f16": 2.0, "int8": 1.0, "int4": 0.5}
 _KV_SCALE_BYTES = {"int8": 4, "int4": 2}
 
@@ -67,6 +68,23 @@ class LimitsInfo(NamedTuple):
     max_rows: int
 
 
+class DraftInfo(NamedTuple):
+    """State what drafts tokens: an eagle, or medusa with so many `heads`.
+
+    `vocab` is how many tokens it drafts from; `kv_heads` are those of its one layer's cache, 0 without one.
+    `acceptance` is the share of drafted tokens that held on text held out of its training, None if that is
+    not known. `file` and `sha256` name the heads that it was built from.
+    """
+
+    kind: str
+    vocab: int
+    heads: int
+    kv_heads: int
+    file: str
+    sha256: str
+    acceptance: float | None = None
+
+
 class FileInfo(NamedTuple):
     """State the contents of one file."""
 
@@ -77,7 +95,8 @@ class FileInfo(NamedTuple):
 class Manifest(NamedTuple):
     """Describe an artifact; `pipeline` is its passes as text, `provenance` the sha256 of each source.
 
-    `calibration` says which text its weights were fitted to, if they were: name, size and sha256.
+    `calibration` says which text its weights were fitted to, if they were: name, size and sha256. `draft` is
+    None, and its key absent, where nothing drafts.
     """
 
     tokc_version: str
@@ -91,6 +110,7 @@ class Manifest(NamedTuple):
     licence: str | None = None
     provenance: Mapping[str, str] = {}
     calibration: Mapping[str, str] = {}
+    draft: DraftInfo | None = None
 
     @property
     def weight_bytes(self) -> int:
@@ -101,7 +121,9 @@ class Manifest(NamedTuple):
         """Return what `manifest.json` holds."""
         parts = {name: getattr(self, name)._asdict() for name in ("target", "model", "kv", "limits")}
         files = {name: file._asdict() for name, file in self.files.items()}
-        return {"schema_version": SCHEMA_VERSION, **self._asdict(), **parts, "files": files}
+        whole = {"schema_version": SCHEMA_VERSION, **self._asdict(), **parts, "files": files}
+        del whole[DRAFT]
+        return whole | ({} if self.draft is None else {DRAFT: self.draft._asdict()})
 
     @classmethod
     def parse(cls, text: str | bytes, where: str = "manifest.json") -> "Manifest":
@@ -133,6 +155,7 @@ class Manifest(NamedTuple):
             licence=root.optional("licence", str),
             provenance=root.table("provenance", str),
             calibration=root.table("calibration", str) if "calibration" in root.value else {},
+            draft=_draft(root.child(DRAFT)) if root.value.get(DRAFT) is not None else None,
         )
 
 
@@ -213,6 +236,18 @@ def _limits(reader: _Reader) -> LimitsInfo:
         context=reader.get("context", int),
         max_tokens_per_step=reader.get("max_tokens_per_step", int),
         max_rows=reader.get("max_rows", int),
+    )
+
+
+def _draft(reader: _Reader) -> DraftInfo:
+    return DraftInfo(
+        kind=reader.get("kind", str),
+        vocab=reader.get("vocab", int),
+        heads=reader.get("heads", int),
+        kv_heads=reader.get("kv_heads", int),
+        file=reader.get("file", str),
+        sha256=reader.get("sha256", str),
+        acceptance=reader.optional("acceptance", float),
     )
 
 

@@ -56,12 +56,14 @@ class Lowered:
     """What a target made of a program: its packed weights in file order, its code, and the bounds of a step.
 
     `limits` holds at least tokens and rows (of a step) and context; `files` by path within the artifact.
+    `draft_tensors` are the weights of a draft that its backbone has not.
     """
 
     limits: Mapping[str, int]
     tensors: tuple[Tensor, ...]
     files: Mapping[str, bytes]
     info: TargetInfo
+    draft_tensors: tuple[Tensor, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from tokc.artifact.writer import Tensor
 from tokc.errors import TargetRefused
+from tokc.ir.head import FEATURES, FEATURES_OUT
 from tokc.ir.program import Program
 from tokc.ir.verify import TREE_INPUTS
 from tokc.targets.constants import refuse_format
@@ -23,7 +24,7 @@ INPUT_SHAPES: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(TREE_INPUTS, ("tokens",)),
     "logit_rows": ("rows",),
 }
-STEP_OUTPUTS = ("logits", "features")  # the rest is the cache, updated in place
+STEP_OUTPUTS = ("logits", FEATURES, FEATURES_OUT)  # the rest is the cache, updated in place
 CACHE_DTYPES = {
     ir.DataType.FLOAT: "f32",
     ir.DataType.FLOAT16: "f16",
@@ -104,7 +105,7 @@ class Lowering:
     def plan(self, kernels: Iterable[str]) -> Plan:
         """Return what was emitted, logits and features as the step's outputs; the arena is not yet placed."""
         for value in self.program.graph.outputs:
-            if value.name in STEP_OUTPUTS:
+            if value.name in STEP_OUTPUTS and value in self.slots:
                 made = self.slots[value].buffer
                 self.buffers[made] = replace(self.buffers[made], space="output")
         return Plan(

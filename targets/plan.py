@@ -1,8 +1,8 @@
 """A lowered program: kernel launches over statically planned buffers.
 
 A Plan is the last form that can be read: `str(plan)` lists every launch with its operands, and its JSON is
-what the runtime executes. Sizes are symbolic only in `tokens` (of a step), `rows` (logit rows), `seqs`,
-`blocks` (of a block table) and `pages` (of the cache).
+what the runtime executes. Sizes are symbolic only in `tokens` (of a step), `rows` (logit rows), `drafts`
+(heads of a draft for each logit row), `seqs`, `blocks` (of a block table) and `pages` (of the cache).
 """
 
 import math
@@ -14,7 +14,7 @@ from tokc.artifact.writer import compact_json
 from tokc.cost.launch_work import LaunchWork
 
 Space = Literal["weights", "arena", "input", "output", "kv", "scratch"]
-Rows = Literal["tokens", "rows"]
+Rows = Literal["tokens", "rows", "drafts"]
 # Which steps a launch belongs to: a target may have other kernels for steps of few tokens than for wide ones.
 Steps = Literal["all", "narrow", "wide"]
 

@@ -15,7 +15,7 @@ from tokc.ir.ops import node_cost
 from tokc.targets.plan import Buffer
 
 PACKED = frozenset({"u8", "i8"})
-ONE_OF_EACH = {"tokens": 1, "rows": 1, "pages": 1}
+ONE_OF_EACH = {"tokens": 1, "rows": 1, "drafts": 1, "pages": 1}
 
 
 def launch_work(node: ir.Node, buffers: Sequence[Buffer], page: int) -> LaunchWork:
@@ -28,7 +28,7 @@ def launch_work(node: ir.Node, buffers: Sequence[Buffer], page: int) -> LaunchWo
     row, attended, whole = _coefficients(node)
     weights = [b for b in touched if b.space == "weights"] if whole.bytes else []
     entry_bytes = sum(b.bytes(ONE_OF_EACH) / page for b in touched if b.space == "kv")
-    rows = [b for b in touched if b.space != "kv" and b.shape[0] in {"tokens", "rows"}]
+    rows = [b for b in touched if b.space != "kv" and b.shape[0] in {"tokens", "rows", "drafts"}]
     reads_past = attended.bytes > 0
     return LaunchWork(
         arithmetic=INT8 if any(b.dtype in PACKED for b in weights) else F32,

@@ -8,7 +8,7 @@ from pathlib import Path
 import tokc
 from tokc.artifact.bom import BOM, bill_of_materials
 from tokc.artifact.vocabulary import vocabulary_tensors
-from tokc.artifact.writer import canonical_json, write_files, write_safetensors, written_aside
+from tokc.artifact.writer import Tensor, canonical_json, write_files, write_safetensors, written_aside
 from tokc.errors import TargetRefused, TokcError, UnknownOption
 from tokc.importers import import_model
 from tokc.importers.mapping import release_pages
@@ -16,10 +16,10 @@ from tokc.instruments import Instruments, LedgerEntry
 from tokc.ir.execute import onnx_bytes
 from tokc.ir.expert_rules import every_expert_bytes
 from tokc.ir.ops import node_cost
-from tokc.ir.program import KvDtype, Program
+from tokc.ir.program import Draft, KvDtype, Program
 from tokc.pipeline import Pipeline
 from tokc.quality.calibration import Calibration, calibrating
-from tokc.runtime.manifest import FileInfo, KvInfo, LimitsInfo, Manifest, ModelInfo
+from tokc.runtime.manifest import DRAFT, DraftInfo, FileInfo, KvInfo, LimitsInfo, Manifest, ModelInfo
 from tokc.runtime.tokenizer import VOCABULARY
 from tokc.targets.base import BoundTarget, Limits, Lowered, Precision
 from tokc.targets.table import named_target, runs_here
@@ -33,6 +33,7 @@ KV_DTYPES: tuple[KvDtype, ...] = ("f16", "int8", "int4", "f32")
 FOR_DRAFTS = frozenset({"expose-features", "attach-draft"})
 WEIGHTS_FILE = "model.safetensors"
 MANIFEST = "manifest.json"
+DRAFT_VOCABULARY = "draft.vocabulary"
 PREFILL_TOKENS = 512
 DECODE_CONTEXT = 1024
 BASE_BYTES = 600 << 20
@@ -204,7 +205,11 @@ def _write(folder: Path, made: Build, lowered: Lowered, run: Instruments, progre
         "cost.json": canonical_json(work_of(program)),
         **_texts(program),
     }
+    if program.draft is not None:
+        files[f"{DRAFT}/program.onnx"] = onnx_bytes(program.draft.program)
     entries = {WEIGHTS_FILE: weights, **write_files(folder, files), **_vocabulary(folder, program)}
+    if program.draft is not None:
+        entries |= _draft_weights(folder, program.draft, lowered, packing)
     manifest = _manifest(made.artifact.name.removesuffix(".tokc"), program, lowered, pipeline)
     if run.check and runs_here(lowered.info):
         progress("check the lowered program against the last pass")
@@ -248,6 +253,30 @@ def _vocabulary(folder: Path, program: Program) -> dict[str, FileInfo]:
     return {VOCABULARY: FileInfo(sha256=digest, bytes=(folder / VOCABULARY).stat().st_size)}
 
 
+def _draft_weights(
+    folder: Path, draft: Draft, lowered: Lowered, packing: Callable[[str], None]
+) -> dict[str, FileInfo]:
+    """Write the weights that the draft alone has, and the ids of the tokens that it drafts from."""
+    ids = draft.vocabulary
+    vocabulary = [] if ids is None else [Tensor(DRAFT_VOCABULARY, "i32", ids.shape, ids.nbytes, lambda: ids)]
+    name = f"{DRAFT}/{WEIGHTS_FILE}"
+    (folder / DRAFT).mkdir(exist_ok=True)
+    digest = write_safetensors(folder / name, (*lowered.draft_tensors, *vocabulary), packing)
+    return {name: FileInfo(sha256=digest, bytes=(folder / name).stat().st_size)}
+
+
+def _draft_info(draft: Draft) -> DraftInfo:
+    return DraftInfo(
+        kind=draft.kind,
+        vocab=draft.logits,
+        heads=draft.heads,
+        kv_heads=draft.program.config.kv_heads if draft.program.config.layers else 0,
+        file=draft.file,
+        sha256=draft.file_sha256,
+        acceptance=draft.acceptance,
+    )
+
+
 def _manifest(name: str, program: Program, lowered: Lowered, pipeline: str) -> Manifest:
     config, kv = program.config, program.kv
     if kv is None:
@@ -266,6 +295,7 @@ def _manifest(name: str, program: Program, lowered: Lowered, pipeline: str) -> M
         licence=program.assets.licence,
         provenance=dict(program.assets.provenance),
         calibration=dict(program.assets.calibration),
+        draft=None if program.draft is None else _draft_info(program.draft),
     )
 
 

@@ -13,10 +13,14 @@ from typing import Literal, Protocol, Self, get_args, get_origin, get_type_hints
 
 from tokc.errors import PassFailed, TokcError
 from tokc.ir.program import Program
+from tokc.ir.sharing import shared
 from tokc.passes.base import Pass
+from tokc.passes.quantize_weights import QuantizeWeights
 from tokc.passes.table import PASSES
 
 Option = int | float | bool | str
+# What says nothing to a draft: it goes by what the backbone reads of a text, or is what makes the draft.
+OF_BACKBONES = frozenset({"attach-draft", "expose-features", "smooth-activations"})
 
 _ITEM = re.compile(r"\s*(?P<name>[A-Za-z0-9_-]+)\s*(?:\{(?P<options>[^{}]*)\})?\s*(?P<end>,|$)")
 _READERS: Mapping[type, tuple[Callable[[str], Option], str]] = {
@@ -113,7 +117,8 @@ def _run_pass(pass_: Pass, program: Program, number: int, total: int) -> Program
     """Run one pass; a crash of ours becomes an error that names the pass."""
     where = f"pass {number} of {total}, {pass_text(pass_)}"
     try:
-        return pass_.run(program)
+        after = pass_.run(program)
+        return after if program.draft is None else _with_draft(pass_, after)
     except TokcError as error:
         if error.where is None:
             error.where = where
@@ -123,6 +128,19 @@ def _run_pass(pass_: Pass, program: Program, number: int, total: int) -> Program
             f"{where}, raised {type(error).__name__}({str(error)!r})",
             hint="write the program after each pass with --dump-ir DIR",
         ) from error
+
+
+def _with_draft(pass_: Pass, after: Program) -> Program:
+    """Run a pass on the draft as well, whose embedding and head become those that the backbone has now."""
+    draft = after.draft
+    assert draft is not None, "no pass takes a draft away"
+    ran = draft
+    if pass_.name not in OF_BACKBONES:
+        alone = pass_.without_text() if isinstance(pass_, QuantizeWeights) else pass_
+        program = alone.run(draft.program)
+        ran = draft if program is draft.program else draft.running(program)
+    made = shared(after, ran)
+    return after if made is draft else after.replace(draft=made)
 
 
 def _items(text: str) -> Iterator[tuple[str, str]]:

@@ -10,15 +10,20 @@ import os
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from tokc.errors import ArtifactRefused, RequestRefused
 from tokc.runtime.artifact import Artifact
-from tokc.runtime.executors.base import Batch
+from tokc.runtime.executors.base import Batch, refuse_trees
+from tokc.runtime.executors.cpu_trees import CpuTrees
+from tokc.runtime.manifest import DRAFT
 from tokc.runtime.memory import anonymous
+
+if TYPE_CHECKING:
+    from tokc.runtime.executors.cpu_draft import CpuDraft
 
 ITEM_TYPES: Mapping[str, type[np.generic]] = {
     "f32": np.float32,
@@ -27,7 +32,7 @@ ITEM_TYPES: Mapping[str, type[np.generic]] = {
     "i8": np.int8,
     "u8": np.uint8,
 }
-ROW_COUNTS = {"tokens": 0, "rows": 1}
+ROW_COUNTS = {"tokens": 0, "rows": 1, "drafts": 2}
 # launch_t of the driver; `ahead` is the packed weight that the next launch of `STREAMING_OPS` reads.
 LAUNCH = np.dtype(
     [
@@ -50,6 +55,8 @@ MEMORY_SHARE = 0.25
 class CpuExecutor:
     """Holds the weights, the paged cache and the threads of one model."""
 
+    _arrays: dict[str, npt.NDArray[Any]]
+
     def __init__(
         self, artifact: Artifact, *, threads: int | None = None, kv_bytes: int | None = None
     ) -> None:
@@ -69,9 +76,9 @@ class CpuExecutor:
         self.max_tokens = manifest.limits.max_tokens_per_step
         self.max_seqs = manifest.limits.max_rows
         self._limits: dict[str, int] = plan["limits"]
-        self.kv_bytes_per_page = sum(
-            _bytes(buffer, {"pages": 1}) for buffer in plan["buffers"] if buffer["space"] == "kv"
-        )
+        self.kv_bytes_per_page = _page_bytes(plan)
+        if manifest.draft is not None:
+            self.kv_bytes_per_page += _page_bytes(json.loads((artifact.path / DRAFT_PLAN).read_text()))
         self.num_pages = self._count_pages(kv_bytes)
         self._library = load_library(artifact.path / "kernels" / manifest.target.library)
         self._pool = self._library.tokc_open(self.threads)
@@ -132,6 +139,25 @@ class CpuExecutor:
             self._library.tokc_close(self._pool)
             self._pool = None
             self._arrays = {}
+            if self.draft is not None:
+                self.draft.close()
+
+    def _prepare(self, plan: Mapping[str, Any], weights: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Make the buffers of a plan and link its launches to them."""
+        self.plan = plan
+        self._arrays = self._allocate(plan, weights)
+        self._launches, self._pointers = self._link(plan)
+        has_trees = "ancestors" in self._inputs
+        kept = (self._library, self._pool, plan["buffers"], self._arrays)
+        self.trees = CpuTrees(*kept) if has_trees else None
+        self._rows = np.zeros(len(ROW_COUNTS), np.int32)
+
+    def _open_draft(self, artifact: Artifact) -> "CpuDraft | None":
+        from tokc.runtime.executors.cpu_draft import CpuDraft  # which is an executor, too
+
+        return (
+            None if artifact.manifest.draft is None else CpuDraft(self, artifact, self._library, self._pool)
+        )
 
     def _load(self, batch: Batch) -> None:
         tokens, rows = len(batch.input_ids), len(batch.logit_rows)
@@ -151,7 +177,12 @@ class CpuExecutor:
         inputs["logit_rows"][:rows] = batch.logit_rows
         inputs["block_tables"][: seqs * blocks] = batch.block_tables.reshape(-1)
         inputs["info"][:] = (tokens, rows, seqs, blocks)
-        self._rows[:] = (tokens, rows)
+        if self.trees is not None:
+            inputs["entries"][:tokens] = batch.positions if batch.entries is None else batch.entries
+            inputs["ancestors"][:tokens] = 0 if batch.ancestors is None else batch.ancestors
+        else:
+            refuse_trees(batch)
+        self._rows[:2] = (tokens, rows)
 
     def _count_pages(self, kv_bytes: int | None) -> int:
         context_pages = -(-self.context_length // self.page_size)
@@ -168,10 +199,11 @@ class CpuExecutor:
             )
         return pages
 
-    def _allocate(self, plan: dict[str, Any], artifact: Artifact) -> dict[str, npt.NDArray[Any]]:
+    def _allocate(
+        self, plan: Mapping[str, Any], weights: Mapping[str, npt.NDArray[Any]]
+    ) -> dict[str, npt.NDArray[Any]]:
         sizes = {**self._limits, "pages": self.num_pages}
         arena = _anonymous(max(plan["arena_bytes"], 64), huge=True)
-        weights = artifact.resident_tensors()
         arrays: dict[str, npt.NDArray[Any]] = {}
         for buffer in plan["buffers"]:
             name, size = buffer["name"], _bytes(buffer, sizes)
@@ -189,7 +221,7 @@ class CpuExecutor:
         self._inputs = {b["name"]: arrays[b["name"]] for b in plan["buffers"] if b["space"] == "input"}
         return arrays
 
-    def _link(self, plan: dict[str, Any]) -> tuple[npt.NDArray[np.void], npt.NDArray[np.uint64]]:
+    def _link(self, plan: Mapping[str, Any]) -> tuple[npt.NDArray[np.void], npt.NDArray[np.uint64]]:
         addresses = [self._arrays[buffer["name"]].ctypes.data for buffer in plan["buffers"]]
         launches = np.zeros(len(plan["launches"]), LAUNCH)
         pointers: list[int] = []
@@ -275,6 +307,11 @@ def usable_cores() -> int:
 def memory_bytes() -> int:
     """Return the size of the machine's memory."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _page_bytes(plan: Mapping[str, Any]) -> int:
+    """Return what a page of the cache of all layers takes."""
+    return sum(_bytes(buffer, {"pages": 1}) for buffer in plan["buffers"] if buffer["space"] == "kv")
 
 
 def _bytes(buffer: dict[str, Any], sizes: Mapping[str, int]) -> int:

@@ -35,7 +35,7 @@ from tokc.targets.cpu.kernels.rms_norm import RmsNorm
 from tokc.targets.cpu.kernels.rope_write_kv import RopeWriteKV
 from tokc.targets.cpu.weights import Weights
 from tokc.targets.lowering import Lowering, Rules, Slot, lower_nodes, lower_split, skip
-from tokc.targets.nodes import integer, layer_of, number, required, text
+from tokc.targets.nodes import integer, layer_of, number, required, slots_of, text
 from tokc.targets.plan import Buffer, Launch, Operand, Plan, Rows
 from tokc.targets.work import launch_work
 

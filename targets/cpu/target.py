@@ -3,15 +3,18 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
+from tokc.artifact.writer import Tensor
 from tokc.ir.program import Program
-from tokc.runtime.manifest import TargetInfo
-from tokc.targets.base import Device, Limits, Lowered, Target, Verified, pass_list
+from tokc.runtime.manifest import DRAFT, TargetInfo
+from tokc.targets.base import Device, Limits, Lowered, Precision, Target, Verified, pass_list
 from tokc.targets.cpu.codegen import compile_kernels
+from tokc.targets.cpu.draft import emit_draft
 from tokc.targets.cpu.emit import emit
 from tokc.targets.cpu.isa import ISAS, host_isa, runnable_isas
 from tokc.targets.cpu.kernels.peak import peaks
 from tokc.targets.cpu.link import link
 from tokc.targets.memory import plan_memory
+from tokc.targets.plan import Plan
 
 LIBRARY = "step.so"
 # How far code is verified that no machine of ours runs; the rest is run.
@@ -43,13 +46,16 @@ def lower(program: Program, device: str, limits: Limits) -> Lowered:
         "context": limits.context,
     }
     plan, kernels, weights = emit(program, isa, bounds)
+    drafting: Plan | None = None
+    own: tuple[Tensor, ...] = ()
+    if program.draft is not None:
+        drafting, more, own = emit_draft(program.draft, isa, bounds, weights)
+        known = {kernel.symbol for kernel in kernels}
+        kernels = (*kernels, *(kernel for kernel in more if kernel.symbol not in known))
     probes = peaks(isa)
     kernels = (*kernels, *probes)
-    plan = replace(
-        plan_memory(plan),
-        kernels=tuple(kernel.symbol for kernel in kernels),
-        probes=tuple(probe.launch for probe in probes),
-    )
+    symbols = tuple(kernel.symbol for kernel in kernels)
+    plan = replace(plan_memory(plan), kernels=symbols, probes=tuple(probe.launch for probe in probes))
     code = compile_kernels(kernels, isa)
     info = TargetInfo(
         kind="cpu",
@@ -59,7 +65,15 @@ def lower(program: Program, device: str, limits: Limits) -> Lowered:
         library=LIBRARY,
     )
     files = {**plan.files(), f"kernels/{LIBRARY}": link(kernels, code, isa)}
-    return Lowered(plan.limits, weights, files, info)
+    if drafting is not None:
+        placed = replace(plan_memory(drafting), kernels=symbols).files()
+        files |= {f"{DRAFT}/{name}": content for name, content in placed.items()}
+    return Lowered(plan.limits, weights, files, info, own)
+
+
+def pipeline(precision: Precision) -> str:
+    """Return the default passes, in running order; weights that are rounded get scales of 8 bits."""
+    return pass_list(precision, grid_options="scale_bits=8")
 
 
 TARGET = Target(
@@ -67,7 +81,7 @@ TARGET = Target(
     summary="x86-64 and aarch64 processors; kernels by TVM, no TVM at run time",
     devices=devices,
     host_device=lambda: host_isa().name,
-    pipeline=pass_list,
+    pipeline=pipeline,
     lower=lower,
     drafts=True,
 )

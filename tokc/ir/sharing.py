@@ -82,7 +82,7 @@ def _constant(
     """Return the draft's value for a constant of the backbone; the one it has where that is the same."""
     tensor = theirs.const_value
     assert tensor is not None, f"'{theirs.name}' is a constant"
-    name = str(theirs.name) if rows is None else f"draft.lm_head.{str(theirs.name).rpartition('.')[2]}"
+    name = str(theirs.name) if rows is None else f"draft.lm_head.weight.{str(theirs.name).rpartition('.')[2]}"
     for known in (mine, graph.initializers.get(name)):
         has = None if known is None else known.const_value
         if known is not None and has is not None and (has is tensor or has.meta.get(ROWS_OF) is tensor):
@@ -111,8 +111,8 @@ def _replace(graph: ir.Graph, old: ir.Node, new: ir.Node) -> None:
     made.name, made.type, made.shape = value.name, value.type, value.shape
     operands = list(old.inputs)
     graph.insert_before(old, new)
-    ir.convenience.replace_all_uses_with(value, made)
     graph.outputs[:] = [made if output is value else output for output in graph.outputs]
+    ir.convenience.replace_all_uses_with(value, made)
     graph.remove(old, safe=True)
     for operand in operands:
         drop(graph, operand)
