@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.heads_of_drafts import eagle_heads, saved
 from tests.targets.cpu.trees import random_tree
 from tests.tiny_models import tiny_folder
 from tokc.compiler import Request, build
@@ -13,6 +14,7 @@ from tokc.errors import RequestRefused
 from tokc.runtime.artifact import Artifact
 from tokc.runtime.executors.base import Batch, refuse_trees
 from tokc.runtime.executors.cpu import CpuExecutor
+from tokc.runtime.executors.drafting import DraftRows
 from tokc.runtime.speculation.tree import TokenTree
 
 VOCAB, PAGE = 96, 16
@@ -32,8 +34,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def executor(model: Path) -> Iterator[CpuExecutor]:
-    """Return an artifact with trees, an int8 cache and a window of 70, which its build compares."""
-    made = build(Request(model, passes=PASSES), model.parent / "trees.tokc")
+    """Return an artifact with trees, a draft, an int8 cache and a window of 70; its build compares them."""
+    heads = saved(eagle_heads(64, (128, 64)), model.parent / "heads.safetensors")
+    passes = f"attach-draft{{heads={heads}}},{PASSES}"
+    made = build(Request(model, passes=passes), model.parent / "trees.tokc")
     executor = CpuExecutor.open(Artifact.open(made.artifact), threads=2, kv_bytes=8 << 20)
     yield executor
     executor.close()
@@ -108,6 +112,32 @@ def test_nodes_answer_as_their_paths_and_an_accepted_path_is_a_chain_once_moved(
         path = np.array([tree.tokens[one] for one in tree.path(accepted[index])], np.int32)
         whole = case.chain(index, np.concatenate([prompt, path, following]))
         assert after[index].tobytes() == whole[-2:].tobytes()
+
+
+def test_a_draft_goes_on_from_every_node_as_from_its_path(executor: CpuExecutor) -> None:
+    assert executor.draft is not None
+    rng, first = np.random.default_rng(9), 61
+    tree, table = random_tree(rng, 14), np.array([[4, 1, 7, 2, 0]], np.int32)
+    prompt = rng.standard_normal((first, 64)).astype(np.float32)
+    features = rng.standard_normal((len(tree), 64)).astype(np.float32)
+
+    def drafted(ids: np.ndarray, given: np.ndarray, start: int) -> DraftRows:
+        at = np.arange(len(ids), dtype=np.int32)
+        assert executor.draft is not None
+        return executor.draft.step(Batch(ids, start + at, np.zeros_like(at), table, at[-1:]), given)
+
+    rows, every = tree.rows(first), np.arange(len(tree), dtype=np.int32)
+    ids = np.arange(first, dtype=np.int32)
+    drafted(ids, prompt, 0)
+    batch = Batch(rows.input_ids, rows.positions, 0 * every, table, every, rows.entries, rows.ancestors)
+    found = [None if part is None else part.copy() for part in executor.draft.step(batch, features)]
+    for node in range(len(tree)):
+        path = tree.path(node)
+        alone = drafted(rows.input_ids[path], features[path], first)
+        for whole, one in zip(found, alone, strict=True):
+            assert whole is not None
+            assert one is not None
+            assert whole[node].tobytes() == one[0].tobytes(), f"node {node}"
 
 
 def test_an_artifact_without_trees_refuses_a_step_with_some() -> None:
