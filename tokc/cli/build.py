@@ -5,9 +5,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -115,6 +115,9 @@ def build(
         Path | None, typer.Option(help="What gptq, awq and auto read. [default: a text of tokc's]")
     ] = None,
     check: Annotated[bool, typer.Option(help="Compare the answers after every pass.")] = True,
+    ledger: Annotated[
+        Literal["checked", "full"], typer.Option(help="'full' measures tokens/s after every pass, too.")
+    ] = "checked",
     dump_ir: Annotated[Path | None, typer.Option(help="Write the program after each pass here.")] = None,
     print_after: Annotated[list[str] | None, typer.Option(help="Print the program after this pass.")] = None,
     stop_after: Annotated[str | None, typer.Option(help="Stop after this pass; write no artifact.")] = None,
@@ -142,6 +145,8 @@ def build(
     if gates and stop_after is not None:
         raise typer.BadParameter("--stop-after writes no artifact that --gate could hold")
     built = _build(asked, out or default_out(model), cache=cache)
+    if ledger == "full":
+        built = _measure_passes(asked, built)
     judged = _judge(built, gates, pricing)
     _show(built, judged, as_json=as_json)
     gates_of.hold(judged, inconclusive_fails=inconclusive == "fail")
@@ -193,6 +198,25 @@ def _compile(request: "Request", out: Path, start_s: float, say: "Callable[[str]
     result = compile_model(request, out, say)
     ledger = [{**entry.to_json(), "seconds": entry.seconds} for entry in result.ledger]
     return _Built(result.path, result.pipeline, ledger, time.perf_counter() - start_s)
+
+
+def _measure_passes(asked: _Asked, built: _Built) -> _Built:
+    """Measure after every pass that changed something, and write the rates beside the artifact."""
+    from tokc.cost import records
+    from tokc.pass_measuring import measure_passes
+    from tokc.report.quality import rates_path
+
+    if built.path is None:
+        raise typer.BadParameter("--stop-after writes no artifact whose passes --ledger full could measure")
+    changed = [number for number, row in enumerate(built.ledger, start=1) if row["changed"]]
+    with progress() as say:
+        found = measure_passes(asked.request(), built.path, changed, say)
+    if found is None:
+        typer.echo("this machine does not run the target's code: no pass was measured", err=True)
+        return built
+    records.write(rates_path(built.path), found)
+    rows = [{**row, "tokens_per_s": found.after(number)} for number, row in enumerate(built.ledger, start=1)]
+    return replace(built, ledger=rows)
 
 
 def _judge(built: _Built, gates: "tuple[Gate, ...]", pricing: "Pricing") -> "tuple[Judged, ...]":
@@ -256,7 +280,9 @@ def _print_ledger(built: _Built) -> None:
     from tokc.runtime.artifact import folder_bytes
 
     table = Table("pass", box=None, pad_edge=False, header_style="dim")
-    for column in ("nodes", "weights", "bytes/token", "KL, nats", "seconds"):
+    measured = any(row.get("tokens_per_s") is not None for row in built.ledger)
+    columns = ("nodes", "weights", "bytes/token", "KL, nats", "seconds", *(("tokens/s",) if measured else ()))
+    for column in columns:
         table.add_column(column, justify="right")
     for row in built.ledger:
         kl, seconds = row.get("kl_mean"), row.get("seconds")
@@ -267,6 +293,7 @@ def _print_ledger(built: _Built) -> None:
             units.change(_number(row["bytes_before"]), _number(row["bytes_after"])),
             "–" if kl is None else "exact" if row["exact"] else f"{_number(kl):.1e}",
             "–" if seconds is None else f"{_number(seconds):.2f}",
+            *((_rate(row.get("tokens_per_s")),) if measured else ()),
         )
     out = console()
     out.print(table)
@@ -278,6 +305,12 @@ def _print_ledger(built: _Built) -> None:
         out.print(f"\nfound in the build cache: the first build of the same took {first}, this one {now}")
     size = folder_bytes(built.path)
     out.print(f"\n[bold]{built.path}[/] {units.scaled(size, 'B')}; try: tokc run {built.path}")
+
+
+def _rate(value: object) -> str:
+    from tokc.report import units
+
+    return "–" if value is None else units.figures(_number(value))
 
 
 def _number(value: object) -> float:

@@ -1,13 +1,14 @@
 """Where an artifact's quality is found, and how it is written: its evaluation, and the rows of its ledger."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tokc.cost import records
 from tokc.cost.evaluation import Estimate, Evaluation
 from tokc.cost.gates import Found
 from tokc.cost.intervals import Interval
+from tokc.cost.pass_rates import PassRates
 from tokc.report import units
 from tokc.report.identity import manifest_sha256
 from tokc.report.model import LedgerRow
@@ -22,15 +23,44 @@ LEDGER_NOTE = (
 @dataclass(frozen=True)
 class _Ledger:
     ledger: tuple[LedgerRow, ...]
+    draft_ledger: tuple[LedgerRow, ...] = ()
 
 
 def ledger_of(artifact: Path) -> tuple[LedgerRow, ...]:
-    """Return what each pass of the build did, nothing where the artifact has no ledger.
+    """Return what each pass of the build did, with rates where measured; nothing without a ledger.
 
     Raises: TokcError if the file is damaged.
     """
     path = artifact / "quality.json"
-    return records.read(_Ledger, path).ledger if path.exists() else ()
+    rows = records.read(_Ledger, path).ledger if path.exists() else ()
+    rates = rates_of(artifact)
+    if rates is None:
+        return rows
+    return tuple(replace(row, tokens_per_s=rates.after(number)) for number, row in enumerate(rows, start=1))
+
+
+def rates_path(artifact: Path) -> Path:
+    """Return where `tokc build --ledger full` writes: beside the artifact."""
+    return artifact.with_name(f"{artifact.name.removesuffix('.tokc')}.passes.json")
+
+
+def rates_of(artifact: Path) -> PassRates | None:
+    """Return the rates after each pass of this very build, None where they were not measured.
+
+    Raises: TokcError if the file is damaged.
+    """
+    path = rates_path(artifact)
+    found = records.read(PassRates, path) if path.exists() else None
+    return found if found is not None and found.manifest_sha256 == manifest_sha256(artifact) else None
+
+
+def draft_ledger_of(artifact: Path) -> tuple[LedgerRow, ...]:
+    """Return what each pass of the build did to the draft, nothing where there is none.
+
+    Raises: TokcError if the file is damaged.
+    """
+    path = artifact / "quality.json"
+    return records.read(_Ledger, path).draft_ledger if path.exists() else ()
 
 
 def evaluation_path(artifact: Path) -> Path:

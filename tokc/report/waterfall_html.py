@@ -26,6 +26,13 @@ def render(ledger: Sequence[LedgerRow], read_bytes_per_s: float, price: Price) -
     return f'<figure class="bars waterfall">\n{title}\n{bars}\n{caption}\n</figure>'
 
 
+def _measured(row: LedgerRow, price: Price) -> str:
+    if row.tokens_per_s is None:
+        return ""
+    usd = usd_per_token(price, row.tokens_per_s) * MTOK
+    return f" <small>measured {units.figures(row.tokens_per_s)}/s, {units.usd(usd)}</small>"
+
+
 def _bars(changed: Sequence[LedgerRow], read_bytes_per_s: float, price: Price) -> Iterator[str]:
     most = max(max(row.bytes_before, row.bytes_after) for row in changed)
 
@@ -41,5 +48,6 @@ def _bars(changed: Sequence[LedgerRow], read_bytes_per_s: float, price: Price) -
         moved = units.change(row.bytes_before, row.bytes_after)
         change = "" if moved == "–" else f"{moved}, "
         name = row.pass_spec.partition("{")[0]
-        yield floating_bar(name, said(row.bytes_after, change), (low / most, high / most), kind)
+        value = said(row.bytes_after, change) + _measured(row, price)
+        yield floating_bar(name, value, (low / most, high / most), kind)
     yield floating_bar("artifact", said(last), (0.0, last / most), "whole")
