@@ -22,6 +22,7 @@ from tokc.runtime.grammar import Grammars
 from tokc.runtime.request import Request
 from tokc.runtime.sequence import Delta, Result, SamplingOptions, SamplingParams, Sequence
 from tokc.runtime.speculation.config import SpeculativeConfig
+from tokc.runtime.speculation.speculation import Speculation
 from tokc.runtime.speculation.table import speculation_of
 from tokc.runtime.tokenizer import Tokenizer
 from tokc.runtime.tool_calls import HERMES, Tool, ToolFormat, format_of, spelled_out
@@ -100,10 +101,15 @@ class Engine:
         model = artifact.manifest.model
         generation = GenerationConfig.parse(artifact.read_text("generation_config.json"))
         executor = executor_for(artifact, threads=threads, kv_bytes=kv_bytes)
+        try:
+            speculation = speculation_of(speculative, artifact, executor, threads)
+        except Exception:
+            executor.close()
+            raise
         return cls(
             executor,
             tokenizer,
-            core=Core(executor, speculation=speculation_of(speculative)),
+            core=Core(executor, speculation=speculation),
             name=artifact.manifest.name,
             eos_ids=[*model.eos_token_ids, *generation.eos_token_ids],
             chat_template=None if template is None else ChatTemplate(template, model.special_tokens),
@@ -130,6 +136,11 @@ class Engine:
         return gauges._replace(waiting=gauges.waiting + self._loop.unseen)
 
     @property
+    def speculation(self) -> Speculation | None:
+        """Return what drafts tokens, None if nothing does."""
+        return self._core.speculation
+
+    @property
     def context_length(self) -> int:
         """Return the most tokens, prompt and answer together, that one request can have."""
         return self._core.longest
@@ -149,10 +160,16 @@ class Engine:
         return self.generate_all([prompt], params, **options)[0]
 
     def generate_all(
-        self, prompts: Items[Prompt], params: SamplingParams | None = None, **options: Unpack[SamplingOptions]
+        self,
+        prompts: Items[Prompt],
+        params: SamplingParams | None = None,
+        *,
+        cache_salt: bytes = b"",
+        **options: Unpack[SamplingOptions],
     ) -> list[Result]:
-        """Return the continuation of each prompt; they run together."""
-        requests = [self.request(prompt, _merged(params, options)) for prompt in prompts]
+        """Return the continuation of each prompt; they run together, and share a cache by `cache_salt`."""
+        merged = _merged(params, options)
+        requests = [self.request(prompt, merged, cache_salt=cache_salt) for prompt in prompts]
         try:
             for request in requests:
                 self._loop.submit(request)
@@ -309,6 +326,8 @@ class Engine:
     def close(self) -> None:
         """Abort what runs, stop the thread and close the executor; calling it again is allowed."""
         self._loop.close()
+        if self.speculation is not None:
+            self.speculation.close()
         self.executor.close()
 
     def step(self) -> int:

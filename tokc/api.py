@@ -67,6 +67,8 @@ def load(
         from tokc.runtime.signature import require_signature as check
 
         check(artifact, Path(require_signature))
+        if speculative is not None and speculative.model is not None:
+            check(Artifact.open(speculative.model, verify=False), Path(require_signature))
     artifact.begin()  # reads and checks while the rest is imported
     with quick_imports():
         from tokc.runtime.engine import Engine

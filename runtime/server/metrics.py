@@ -5,7 +5,7 @@ Source: prometheus.io/docs/instrumenting/exposition_formats, version 0.0.4.
 
 from collections.abc import Iterator, Mapping
 
-from tokc.runtime.counters import Counters, Gauges, Histogram
+from tokc.runtime.counters import Counters, DraftCounts, Gauges, Histogram
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -32,6 +32,7 @@ def _samples(counters: Counters, gauges: Gauges) -> Iterator[str]:
     for name, (text, value) in totals.items():
         yield from _head(name, "counter", text)
         yield f"{name} {value}"
+    yield from _drafts(counters.drafts)
     yield from _head("tokc_requests_finished_total", "counter", "finished requests")
     for reason, count in counters.finished.items():
         yield f'tokc_requests_finished_total{{reason="{reason}"}} {count}'
@@ -46,6 +47,21 @@ def _samples(counters: Counters, gauges: Gauges) -> Iterator[str]:
         yield f"{name} {value}"
     yield from _histogram("tokc_ttft_seconds", "time to first token", counters.ttft_s)
     yield from _histogram("tokc_tpot_seconds", "time per output token after the first", counters.tpot_s)
+
+
+def _drafts(drafts: DraftCounts) -> Iterator[str]:
+    """Yield what vLLM counts of drafts; rate and mean length of acceptance are quotients of these."""
+    name = "tokc_spec_decode_num_{}_total"
+    for what, text, value in (
+        ("drafts", "drafts that were verified", drafts.drafts),
+        ("draft_tokens", "drafted tokens that were verified", drafts.verified),
+        ("accepted_tokens", "drafted tokens that held", drafts.accepted),
+    ):
+        yield from _head(name.format(what), "counter", text)
+        yield f"{name.format(what)} {value}"
+    by_place = name.format("accepted_tokens_per_pos")
+    yield from _head(by_place, "counter", "drafted tokens that held, by place in the draft")
+    yield from (f'{by_place}{{position="{place}"}} {n}' for place, n in enumerate(drafts.accepted_at))
 
 
 def _head(name: str, kind: str, text: str) -> Iterator[str]:

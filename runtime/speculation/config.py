@@ -7,19 +7,31 @@ from typing import NamedTuple, Self
 from tokc.errors import UnknownOption
 
 WHERE = "speculative config"
-METHODS = ("ngram", "suffix", "none")
+DRAFT_MODEL, HEADS = "draft_model", ("eagle", "medusa")
+METHODS = ("ngram", "suffix", *HEADS, DRAFT_MODEL, "none")
 MAX_TOKENS = 12
+# A draft of a model takes a call a token, whose later ones seldom hold.
+DEFAULT_MODEL_TOKENS = 6
 EXAMPLE = """as in '{"method": "ngram"}'"""
 
 
 class SpeculativeConfig(NamedTuple):
     """Say how to draft.
 
-    `method` is one of METHODS; `num_speculative_tokens` the most tokens of a draft, None for MAX_TOKENS.
+    `method`: ngram looks into a request's own text, suffix also into answers to earlier requests of its key;
+    eagle and medusa are heads in the artifact, draft_model runs the artifact `model`. A draft has at most
+    `num_speculative_tokens`, None for a number that suits the method.
     """
 
     method: str
     num_speculative_tokens: int | None = None
+    model: str | None = None
+
+    @property
+    def most(self) -> int:
+        """Return the most tokens of a draft."""
+        default = MAX_TOKENS if self.method in {"ngram", "suffix"} else DEFAULT_MODEL_TOKENS
+        return self.num_speculative_tokens or default
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -47,7 +59,18 @@ class SpeculativeConfig(NamedTuple):
         method = value.get("method")
         if method not in METHODS:
             raise UnknownOption(f"unknown method '{method}'; choose from {', '.join(METHODS)}", where=WHERE)
-        return cls(str(method), _count(value))
+        return cls(str(method), _count(value), _model(value))
+
+
+def _model(value: Mapping[str, object]) -> str | None:
+    model, wanted = value.get("model"), value["method"] == DRAFT_MODEL
+    if model is None and wanted:
+        raise UnknownOption(f"method '{DRAFT_MODEL}' needs 'model', an artifact's folder", where=WHERE)
+    if model is not None and not wanted:
+        raise UnknownOption(f"'model' is for method '{DRAFT_MODEL}', not '{value['method']}'", where=WHERE)
+    if model is not None and not isinstance(model, str):
+        raise UnknownOption(f"model is '{model}', expected the path of an artifact", where=WHERE)
+    return model
 
 
 def _count(value: Mapping[str, object]) -> int | None:

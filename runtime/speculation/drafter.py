@@ -73,6 +73,10 @@ class Drafter(Protocol):
         """Forget a sequence that ended; its tokens are still there."""
         ...
 
+    def close(self) -> None:
+        """Let go of what the drafter alone uses."""
+        ...
+
 
 def guess(logits: Float32s, branch: Branch, vocabulary: npt.NDArray[np.int32] | None) -> tuple[int, float]:
     """Return the token that would follow a branch if f32[vocab] were the model's logits, and its chance.

@@ -48,6 +48,9 @@ class NgramDrafter:
             begin = max(sequence.prompt_length - KEY_TOKENS, 0)
             self._answers.add(sequence.cache_salt, sequence.tokens[begin:])
 
+    def close(self) -> None:
+        """Let go of nothing."""
+
     def _longest(self, sequence: Sequence, most: int) -> tuple[list[int], int]:
         index = self._indexes.setdefault(sequence, SuffixAutomaton())
         found, match = continuation(index, sequence.tokens, most)

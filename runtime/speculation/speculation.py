@@ -31,7 +31,8 @@ class Speculation:
     def __init__(
         self, drafter: Drafter, *, most: int = MAX_TOKENS, clock: Callable[[], float] = time.perf_counter
     ) -> None:
-        """Draft at most `most` tokens for a sequence; start without experience."""
+        """Draft at most `most` tokens for a sequence, none while `paused`; start without experience."""
+        self.paused = False
         self.drafter, self.most = drafter, most
         self.time = StepTime()
         self.draft_time = StepTime(share=DRAFT_SHARE, of=self.time)
@@ -49,6 +50,8 @@ class Speculation:
         Together they hold at most `room` tokens; `grow` makes place in the cache for so many tokens behind a
         sequence's own, and returns for how many there is.
         """
+        if self.paused:
+            return {}
         branches = [branch for sequence in sequences for branch in self._branch(sequence, room)]
         self._open = {branch.sequence: branch for branch in branches}
         if not branches or self._measures_plain(tokens):
@@ -82,12 +85,17 @@ class Speculation:
 
     def observe(self, computed: Items[Computed]) -> None:
         """Let the drafter see what a step computed."""
-        self.drafter.observe(computed)
+        if not self.paused:
+            self.drafter.observe(computed)
 
     def forget(self, sequence: Sequence) -> None:
         """Forget a sequence that ended or was taken out."""
         self._trust.pop(sequence, None)
         self.drafter.forget(sequence)
+
+    def close(self) -> None:
+        """Let go of what only drafts use."""
+        self.drafter.close()
 
     def _measures_plain(self, tokens: int) -> bool:
         """Say whether this step is to be timed without drafts."""

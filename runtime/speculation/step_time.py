@@ -12,7 +12,10 @@ MOST_WEIGHT = 50.0
 SCALE_GAIN = 0.1
 OUTLIER = 3.0
 # Each number of tokens has a figure of its own up to 16, then eight a doubling.
-KNOTS = (*range(1, 17), *chain.from_iterable(range(9 << k, (17 << k), 1 << k) for k in range(1, 10)))
+KNOTS: tuple[int, ...] = (
+    *range(1, 17),
+    *chain.from_iterable(range(9 << k, (17 << k), 1 << k) for k in range(1, 10)),
+)
 
 
 class StepTime:

@@ -84,6 +84,8 @@ def _measure(
     from tokc.cost.measure import Bench, measure, peak_rss_bytes
     from tokc.cost.peaks import peaks_of
     from tokc.cost.sheet import sheet_for
+    from tokc.cost.speculation import measure as drafting
+    from tokc.quality.text import evaluation_text
     from tokc.report.collect import manifest_sha256
     from tokc.runtime.artifact import Artifact
 
@@ -96,6 +98,9 @@ def _measure(
             load_s = time.perf_counter() - start_s
             watch = CpuWatch()
             points = measure(engine, batches, load, say)
+            drafted = (
+                () if engine.speculation is None else drafting(engine, evaluation_text(), batches, load, say)
+            )
             peak = peak_rss_bytes()
             say("probe this machine's memory and arithmetic")
             weights = max(file.bytes for file in manifest.files.values())
@@ -114,6 +119,7 @@ def _measure(
         points=points,
         foreign_cpu=foreign,
         profile=profile,
+        drafted=drafted,
     )
 
 
@@ -162,6 +168,10 @@ def _print(result: "Bench") -> None:
             units.figures(point.prefill_tokens_per_s.median),
         )
     console().print(table)
+    if result.drafted:
+        from tokc.report import drafts, sections
+
+        console().print("", sections.terminal("", drafts.sections(result.drafted, None)), sep="\n")
     if result.profile is not None:
         from tokc.report import kernel_terminal
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tokc.cost.devices import Host
+from tokc.cost.drafted import Drafted
 from tokc.cost.profile import Profile
 from tokc.cost.spread import Spread
 from tokc.errors import TokcError
@@ -42,7 +43,7 @@ class Bench:
     """A run of the bench: which artifact, on which machine, with what result.
 
     `foreign_cpu` is the share of the cores that other programs took meanwhile; `profile` is None where no
-    kernel was timed.
+    kernel was timed; `drafted` is empty where nothing drafts.
     """
 
     artifact: str
@@ -54,6 +55,7 @@ class Bench:
     points: tuple[Point, ...]
     foreign_cpu: float = 0.0
     profile: Profile | None = None
+    drafted: tuple[Drafted, ...] = ()
     schema_version: int = 1
 
 
@@ -126,10 +128,10 @@ class Run(NamedTuple):
     prefill_tokens_per_s: float
 
 
-def run_once(engine: Engine, prompts: list[list[int]], output_tokens: int) -> Run:
-    """Send a batch and wait for its last token."""
+def run_once(engine: Engine, prompts: list[list[int]], output_tokens: int, *, cache_salt: bytes = b"") -> Run:
+    """Send a batch and wait for its last token; what was read with another salt is read again."""
     start_s = time.perf_counter()
-    results = engine.generate_all(prompts, max_tokens=output_tokens, ignore_eos=True)
+    results = engine.generate_all(prompts, max_tokens=output_tokens, ignore_eos=True, cache_salt=cache_salt)
     wall_s = time.perf_counter() - start_s
     times = [result.timing for result in results]
     return Run(

@@ -9,6 +9,7 @@ from tokc.cost.evaluation import Evaluation
 from tokc.cost.profile import Profile
 from tokc.cost.serving.record import ServingBench
 from tokc.report import (
+    drafts,
     emissions,
     kernel_html,
     kernel_table,
@@ -22,6 +23,7 @@ from tokc.report.emissions import Emissions
 from tokc.report.html_parts import bar, row, table
 from tokc.report.model import Batch, Figure, LedgerRow, Report, TokenCost
 from tokc.report.prediction import Prediction
+from tokc.report.sections import Section
 
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -44,6 +46,7 @@ _PAGE = """<!doctype html>
 def render(report: Report) -> str:
     """Return the page."""
     parts = [_head(report), _tiles(report), _costs(report), _speed(report), _bytes(report)]
+    parts += map(_plain, drafts.sections(report.drafted, report.price)) if report.drafted else []
     parts += [] if report.load is None else [_load(report.load, report)]
     parts += [] if report.profile is None else [_kernels(report.profile)]
     parts += [] if report.prediction is None else [_prediction(report.prediction)]
@@ -186,7 +189,11 @@ def _prediction(found: Prediction) -> str:
 
 
 def _emissions(found: Emissions) -> str:
-    section = emissions.section(found)
+    return _plain(emissions.section(found))
+
+
+def _plain(section: Section) -> str:
+    """Return a table as it is written for other forms."""
     heads = tuple(map(escape, section.columns))
     rows = (row(heads, map(escape, cells)) for cells in section.rows)
     return _section(section.title, section.note or "", table(heads, rows) if section.rows else "")

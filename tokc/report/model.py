@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from tokc.cost.devices import Host
+from tokc.cost.drafted import Drafted
 from tokc.cost.evaluation import Evaluation
 from tokc.cost.measure import Point
 from tokc.cost.prices import Price
@@ -86,8 +87,7 @@ class LedgerRow:
     """What one pass did to the program: its size, its price and its answers.
 
     Times are not in the artifact, which is the same bytes however long it took to build. What compares
-    answers is None where the pass changed nothing or the build did not check; `tokens_per_s` is measured, of
-    one sequence, None where `tokc build --ledger full` did not or could not.
+    answers is None where the pass changed nothing or the build did not check.
     """
 
     pass_spec: str
@@ -105,7 +105,6 @@ class LedgerRow:
     mean_abs_logit_diff: float | None = None
     perplexity_before: float | None = None
     perplexity_after: float | None = None
-    tokens_per_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -148,6 +147,7 @@ class Report:
     evaluation: Evaluation | None = None
     prediction: Prediction | None = None
     emissions: Emissions | None = None
+    drafted: tuple[Drafted, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -170,3 +170,4 @@ class Inputs:
     peak_rss_bytes: int | None = None
     foreign_cpu: float = 0.0
     profile: Profile | None = None
+    drafted: tuple[Drafted, ...] = ()

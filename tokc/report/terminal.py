@@ -6,10 +6,9 @@ from rich.table import Table
 from rich.text import Text
 
 from tokc.cost.evaluation import Evaluation
-from tokc.cost.prices import usd_per_token
-from tokc.report import emissions, load_text, prediction_text, quality, sections, units
+from tokc.report import drafts, emissions, load_text, prediction_text, quality, sections, units
 from tokc.report.emissions import Emissions
-from tokc.report.model import Batch, LedgerRow, Report
+from tokc.report.model import Batch, Report
 
 BAR_WIDTH = 24
 
@@ -23,6 +22,8 @@ def render(report: Report) -> Group:
     """Return the report for a rich console."""
     parts: list[RenderableType] = [_title(report), _costs(report)]
     parts += [_speed(batch) for batch in report.batches]
+    if report.drafted:
+        parts += [sections.terminal("", drafts.sections(report.drafted, report.price))]
     parts += [] if report.prediction is None else [prediction_text.terminal(report.prediction)]
     parts += [_bytes(report), _ledger(report)]
     parts += [] if report.evaluation is None else [_quality(report.evaluation)]
@@ -90,9 +91,7 @@ def _bytes(report: Report) -> Table:
 
 
 def _ledger(report: Report) -> Table:
-    measured = any(row.tokens_per_s is not None for row in report.ledger)
-    more = ("tokens/s", "per 1M") if measured else ()
-    table = _table("Passes", "pass", "nodes", "weights", "bytes/token", *quality.LEDGER_HEADS, *more)
+    table = _table("Passes", "pass", "nodes", "weights", "bytes/token", *quality.LEDGER_HEADS)
     for row in report.ledger:
         table.add_row(
             Text(row.pass_spec, style="none" if row.changed else "dim"),
@@ -100,18 +99,10 @@ def _ledger(report: Report) -> Table:
             units.scaled(row.weight_bytes_after, "B"),
             units.change(row.bytes_before, row.bytes_after),
             *quality.ledger_cells(row),
-            *(_rate(row, report) if measured else ()),
         )
     if any(row.kl_mean is not None for row in report.ledger):
         table.caption, table.caption_justify = quality.LEDGER_NOTE, "left"
     return table
-
-
-def _rate(row: LedgerRow, report: Report) -> tuple[str, str]:
-    if row.tokens_per_s is None:
-        return "–", "–"
-    usd = usd_per_token(report.price, row.tokens_per_s) * 1e6
-    return units.figures(row.tokens_per_s), units.usd(usd)
 
 
 def _quality(evaluation: Evaluation) -> Table:

@@ -4,6 +4,10 @@ from collections.abc import Mapping, Sequence
 from random import Random
 from typing import Any
 
+from tests.runtime.hash_model import EOS, HashModel, byte_tokenizer
+from tokc.runtime.core import Core
+from tokc.runtime.engine import Engine
+from tokc.runtime.sequence import Result, SamplingParams
 from tokc.runtime.sequence import Sequence as Tokens
 from tokc.runtime.speculation.drafter import Branch, Computed, Drafter
 from tokc.runtime.speculation.ngram import NgramDrafter
@@ -55,12 +59,18 @@ class Arbitrary:
     def forget(self, sequence: Tokens) -> None:
         self.forgotten += 1
 
+    def close(self) -> None:
+        pass
+
 
 class Eager(Speculation):
     """Drafts and verifies all it can, whatever it costs, so that drafts fail often."""
 
     def __init__(self, drafter: Drafter | None = None, **options: Any) -> None:
         super().__init__(drafter or NgramDrafter(), **options)
+
+    def _measures_plain(self, tokens: int) -> bool:
+        return False
 
     def _drafted(self, branches: Any, setting: Any, grow: Any) -> dict[Branch, int]:
         room = setting.room
@@ -70,3 +80,23 @@ class Eager(Speculation):
         while going := [branch for branch in branches if len(branch.tokens) < branch.most]:
             self._extend(going)
         return {branch: min(branch.most, len(branch.tokens)) for branch in branches}
+
+
+def engine_of(executor: HashModel, speculation: Speculation | None = None, **options: Any) -> Engine:
+    """Return an engine over an executor that the test holds; it needs no closing."""
+    core = Core(executor, speculation=speculation, **options)
+    return Engine(executor, byte_tokenizer(), eos_ids=[EOS], core=core)
+
+
+def answers_of(engine: Engine, prompts: Sequence[Sequence[int]], **options: Any) -> list[Result]:
+    """Return the answers of requests that run together; `seed` counts up from one to the next."""
+    seed = options.pop("seed", 0)
+    requests = [
+        engine.request(list(prompt), SamplingParams(seed=seed + at, **options))
+        for at, prompt in enumerate(prompts)
+    ]
+    for request in requests:
+        engine._loop.submit(request)
+    while not all(request.done for request in requests):
+        engine.step()
+    return [request.result() for request in requests]

@@ -105,6 +105,9 @@ class World:
     def forget(self, sequence: Tokens) -> None:
         """Forget nothing."""
 
+    def close(self) -> None:
+        """Let go of nothing."""
+
     def drafts(self, sequences: Sequence[Tokens]) -> dict[Tokens, list[int]]:
         return self.speculation.drafts(sequences, len(sequences), 256, lambda _, count: count)
 
