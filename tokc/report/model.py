@@ -87,7 +87,8 @@ class LedgerRow:
     """What one pass did to the program: its size, its price and its answers.
 
     Times are not in the artifact, which is the same bytes however long it took to build. What compares
-    answers is None where the pass changed nothing or the build did not check.
+    answers is None where the pass changed nothing or the build did not check; `tokens_per_s` is measured, of
+    one sequence, None where `tokc build --ledger full` did not or could not.
     """
 
     pass_spec: str
@@ -105,6 +106,7 @@ class LedgerRow:
     mean_abs_logit_diff: float | None = None
     perplexity_before: float | None = None
     perplexity_after: float | None = None
+    tokens_per_s: float | None = None
 
 
 @dataclass(frozen=True)

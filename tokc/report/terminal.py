@@ -6,9 +6,10 @@ from rich.table import Table
 from rich.text import Text
 
 from tokc.cost.evaluation import Evaluation
+from tokc.cost.prices import usd_per_token
 from tokc.report import drafts, emissions, load_text, prediction_text, quality, sections, units
 from tokc.report.emissions import Emissions
-from tokc.report.model import Batch, Report
+from tokc.report.model import Batch, LedgerRow, Report
 
 BAR_WIDTH = 24
 
@@ -91,7 +92,9 @@ def _bytes(report: Report) -> Table:
 
 
 def _ledger(report: Report) -> Table:
-    table = _table("Passes", "pass", "nodes", "weights", "bytes/token", *quality.LEDGER_HEADS)
+    measured = any(row.tokens_per_s is not None for row in report.ledger)
+    more = ("tokens/s", "per 1M") if measured else ()
+    table = _table("Passes", "pass", "nodes", "weights", "bytes/token", *quality.LEDGER_HEADS, *more)
     for row in report.ledger:
         table.add_row(
             Text(row.pass_spec, style="none" if row.changed else "dim"),
@@ -99,10 +102,18 @@ def _ledger(report: Report) -> Table:
             units.scaled(row.weight_bytes_after, "B"),
             units.change(row.bytes_before, row.bytes_after),
             *quality.ledger_cells(row),
+            *(_rate(row, report) if measured else ()),
         )
     if any(row.kl_mean is not None for row in report.ledger):
         table.caption, table.caption_justify = quality.LEDGER_NOTE, "left"
     return table
+
+
+def _rate(row: LedgerRow, report: Report) -> tuple[str, str]:
+    if row.tokens_per_s is None:
+        return "–", "–"
+    usd = usd_per_token(report.price, row.tokens_per_s) * 1e6
+    return units.figures(row.tokens_per_s), units.usd(usd)
 
 
 def _quality(evaluation: Evaluation) -> Table:
