@@ -42,7 +42,7 @@ def test_every_node_answers_as_its_path_alone_in_a_dense_cache(window: int) -> N
     program = with_trees(dense)
     rng = np.random.default_rng(window)
     session, reference = Session(program), {}
-    for length, nodes in ((1, 6), (5, 12), (7, TREE_NODES)):
+    for length, nodes in ((1, 6), (7, TREE_NODES)):
         prompt = rng.integers(0, VOCAB, length)
         tree = random_tree(rng, nodes)
         tree = TokenTree(tuple(rng.integers(0, VOCAB, nodes).tolist()), tree.parents)
@@ -55,7 +55,7 @@ def test_every_node_answers_as_its_path_alone_in_a_dense_cache(window: int) -> N
     assert np.abs(found[1] - found[2]).max() > 1e-3, "nodes answer alike"
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(st.integers(0, 2**31), st.integers(1, 9))
 def test_a_node_past_the_window_of_its_ancestors_forgets_them(seed: int, window: int) -> None:
     dense = tiny_program(window=window)

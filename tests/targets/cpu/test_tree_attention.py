@@ -113,6 +113,7 @@ places = st.integers(0, 200) | st.integers(1000, 1030)
 starts = st.lists(st.tuples(places, st.integers(1, 3), st.integers(0, 12)), min_size=1, max_size=4)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(places=starts, threads=st.integers(1, 5), seed=st.integers(0, 2**31))
 def test_any_tree_at_any_place_has_the_bits_of_its_paths(
