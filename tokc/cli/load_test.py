@@ -32,15 +32,9 @@ def load_test(
     repetitions: Annotated[int, typer.Option(min=3, help="How often, after a warm-up.")] = 3,
     slo: Annotated[list[str] | None, typer.Option(help="As in ttft_p99=500ms or tpot_p95=40ms.")] = None,
     price: Annotated[str | None, typer.Option(help="As in 0.20/h, or a name of the price sheet.")] = None,
-    grid_intensity: Annotated[
-        float | None, typer.Option(help="gCO2e/kWh of the grid, for emissions.", show_default=False)
-    ] = None,
-    pue: Annotated[
-        float | None, typer.Option(help="The building's energy over the machines'. [default: 1]")
-    ] = None,
-    watts: Annotated[
-        float | None, typer.Option(help="What the machine draws, if nothing counts it.", show_default=False)
-    ] = None,
+    grid_intensity: Annotated[float | None, typer.Option(help="gCO2e/kWh, for emissions.")] = None,
+    pue: Annotated[float | None, typer.Option(help="Energy of the building over the machine's.")] = None,
+    watts: Annotated[float | None, typer.Option(help="Of the machine, if nothing counts it.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads. [default: every core]")] = None,
     speculative: Speculative = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="[default: NAME.load.json]")] = None,

@@ -20,15 +20,9 @@ def report(
     device: Annotated[
         str | None, typer.Option(help="Where it will run, a row of the device sheet, if not here.")
     ] = None,
-    grid_intensity: Annotated[
-        float | None, typer.Option(help="gCO2e/kWh of the grid, for emissions.", show_default=False)
-    ] = None,
-    pue: Annotated[
-        float | None, typer.Option(help="The building's energy over the machines'. [default: 1]")
-    ] = None,
-    watts: Annotated[
-        float | None, typer.Option(help="What the machine draws, if nothing counts it.", show_default=False)
-    ] = None,
+    grid_intensity: Annotated[float | None, typer.Option(help="gCO2e/kWh, for emissions.")] = None,
+    pue: Annotated[float | None, typer.Option(help="Energy of the building over the machine's.")] = None,
+    watts: Annotated[float | None, typer.Option(help="Of the machine, if nothing counts it.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write the report as one HTML file.")] = None,
     json_out: Annotated[Path | None, typer.Option(help="Write the report as a JSON file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
