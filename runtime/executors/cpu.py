@@ -89,7 +89,7 @@ class CpuExecutor:
         self._logits = self._arrays[LOGITS]
         self._features = self._arrays.get(FEATURES)
         self.draft = self._open_draft(artifact)
-        self._likeliest = self._arrays[LIKELIEST].reshape(-1)
+        self._likeliest = self._arrays.get(LIKELIEST)
 
     @classmethod
     def open(
@@ -108,9 +108,12 @@ class CpuExecutor:
         return self._logits[: len(batch.logit_rows), : self.vocab_size]
 
     @property
-    def likeliest(self) -> npt.NDArray[np.int32]:
-        """Return the token of each row's largest logit in the last step, i32[rows]; of equals the first."""
-        return self._likeliest[: self._rows[1]]
+    def likeliest(self) -> npt.NDArray[np.int32] | None:
+        """Return the token of each row's largest logit in the last step, i32[rows]; of equals the first.
+
+        None where the artifact's plan does not look for it.
+        """
+        return None if self._likeliest is None else self._likeliest[: self._rows[1], 0]
 
     @property
     def features(self) -> npt.NDArray[np.float32] | None:
