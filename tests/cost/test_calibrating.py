@@ -1,18 +1,20 @@
 """A calibration and a grid of a real artifact: kernels of a tiny model, timed on this machine."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.exporters.texts import byte_level, save_tokenizer
+from tests.report.sample import write_artifact
 from tests.tiny_models import tiny_folder
 from tokc.compiler import Request, build, precision
 from tokc.cost import calibrating, grid, records
 from tokc.cost.calibrating import calibrate
 from tokc.cost.calibration import Calibration, calibration_path
 from tokc.cost.grid import measure_grid
-from tokc.errors import TokcError
+from tokc.errors import TokcError, UnknownOption
 from tokc.report.collect import manifest_sha256
 from tokc.report.prediction import compared, grid_of, grid_path, machine_for, predict
 
@@ -80,3 +82,13 @@ def test_a_grid_is_held_against_predictions(
 def test_a_grid_needs_room_for_its_contexts(artifact: Path) -> None:
     with pytest.raises(TokcError, match="the grid needs 4160 tokens of context"):
         measure_grid(artifact, manifest_sha256(artifact), 1, 1, lambda _: None)
+
+
+def test_an_artifact_of_another_target_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    path = write_artifact(tmp_path)
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["target"] |= {"kind": "cuda", "device": "sm_90"}
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UnknownOption, match="these are for cuda:sm_90"):
+        calibrate([path], 1.0, None, lambda _: None)
+    assert [one.name for one in tmp_path.iterdir()] == [path.name]

@@ -19,7 +19,7 @@ from tokc.cost.profile import Roofs
 from tokc.cost.profiling import TimesKernels
 from tokc.cost.step_model import Step
 from tokc.cost.step_timing import TimedStep, timed_steps, watching
-from tokc.errors import TokcError
+from tokc.errors import TokcError, UnknownOption
 from tokc.runtime.artifact import Artifact
 from tokc.runtime.engine import Engine
 
@@ -60,11 +60,11 @@ class _Timing:
 def calibrate(artifacts: Sequence[Path], seconds: float, threads: int | None, say: Progress) -> Calibration:
     """Time steps of the artifacts, about `seconds` each beside loading, and fit one set of efficiencies.
 
-    Raises: TokcError if an artifact is not for this CPU, or they are for different devices of it.
+    Raises: UnknownOption if an artifact is not for a CPU, or they are for different kinds of CPUs.
     """
     targets = {Artifact.open(path, verify=False).manifest.target for path in artifacts}
     if len({(one.kind, one.device) for one in targets}) > 1 or any(one.kind != "cpu" for one in targets):
-        raise TokcError(
+        raise UnknownOption(
             "a calibration is of artifacts for one kind of CPU; these are for "
             + ", ".join(sorted({f"{one.kind}:{one.device}" for one in targets})),
             hint="build them here, with --target cpu",
