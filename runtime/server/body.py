@@ -18,6 +18,11 @@ async def read_json(http: Request, settings: Settings) -> object:
 
     Raises: ApiError.
     """
+    _require_json(http)
+    return parse_json(await read_body(http, settings), settings.max_json_depth)
+
+
+def _require_json(http: Request) -> None:
     kind = http.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise ApiError(
@@ -25,16 +30,22 @@ async def read_json(http: Request, settings: Settings) -> object:
             f"the content type is '{kind}', expected 'application/json'",
             code="unsupported_media_type",
         )
+
+
+async def read_body(http: Request, settings: Settings) -> bytes:
+    """Return the bytes of the body.
+
+    Raises: ApiError if it is too large or comes too slowly.
+    """
     try:
         async with asyncio.timeout(settings.body_timeout_s):
-            content = await _read(http, settings.max_body_bytes)
+            return await _read(http, settings.max_body_bytes)
     except TimeoutError as error:
         problem = f"the body did not arrive within {settings.body_timeout_s:g} s"
         headers = {"Connection": "close"}
         raise ApiError(
             HTTPStatus.REQUEST_TIMEOUT, problem, code="request_timeout", headers=headers
         ) from error
-    return parse_json(content, settings.max_json_depth)
 
 
 def parse_json(content: bytes, max_depth: int) -> object:

@@ -16,7 +16,7 @@ from tokc.cost import devices
 from tokc.errors import GateNotMet, TokcError
 
 COMMANDS = {
-    "build", "run", "serve", "key", "bench", "eval", "report", "check", "diff", "compare",
+    "build", "run", "serve", "deploy", "key", "bench", "eval", "report", "check", "diff", "compare",
     "inspect", "export", "verify", "passes", "targets", "doctor", "opt", "load_test", "tune",
     "sign", "verify_signature",
 }  # fmt: skip

@@ -11,6 +11,7 @@ from tokc.cli import (
     build,
     check,
     compare,
+    deploy,
     diff,
     doctor,
     eval,  # noqa: A004 - the command's name
@@ -46,6 +47,7 @@ app.command()(build.build)
 app.command()(tune.tune)
 app.command()(run.run)
 app.command()(serve.serve)
+app.command()(deploy.deploy)
 app.command()(key.key)
 app.command()(bench.bench)
 app.command()(load_test.load_test)
