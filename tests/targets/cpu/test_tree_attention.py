@@ -83,10 +83,12 @@ class TreeCase(Case):
         return chain.run(library, own, self.q[row : row + 1], 1)
 
 
-def check(case: TreeCase, library: Any, threads: int) -> None:
-    found = case.run(library, case.batch, case.q, threads)
-    for row in range(len(case.q)):
-        assert same(case.alone(library, row), found, slice(row, row + 1)), f"row {row}"
+def check(case: TreeCase, library: Any, *threads: int) -> None:
+    alone = [case.alone(library, row) for row in range(len(case.q))]
+    for count in threads:
+        found = case.run(library, case.batch, case.q, count)
+        for row, expected in enumerate(alone):
+            assert same(expected, found, slice(row, row + 1)), f"row {row}, {count} threads"
 
 
 # Trees within a block, over its edge, at it; behind a prompt's chunk; none; over the edge of the parts.
@@ -102,11 +104,9 @@ def test_a_node_has_the_bits_that_its_path_has_without_trees(
     library = load_kernels([kernel, chain_kernel(kernel)], isa)
     starts = [(first, last, random_tree(rng, nodes)) for first, last, nodes in STARTS]
     case = TreeCase(kernel, align, starts, index)
-    for threads in (1, 3):
-        check(case, library, threads)
-    single = TreeCase(kernel, align, [(190, 191, random_tree(rng, 6))], index)
-    for threads in (2, 4):  # a step of few tokens, whose blocks are dealt to threads
-        check(single, library, threads)
+    check(case, library, 1, 3)
+    few = TreeCase(kernel, align, [(190, 191, random_tree(rng, 6))], index)
+    check(few, library, 2, 4)  # whose blocks are dealt to threads
 
 
 places = st.integers(0, 200) | st.integers(1000, 1030)
