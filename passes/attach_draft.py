@@ -1,5 +1,8 @@
 """Give a program a draft: a small one that guesses the tokens which the program then verifies."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -10,6 +13,18 @@ from tokc.importers.drafts import draft_of
 from tokc.importers.heads import load_heads, require_fit
 from tokc.ir.program import Program
 from tokc.passes.expose_features import ExposeFeatures
+
+_folders: ContextVar[tuple[Path, ...]] = ContextVar("folders", default=())
+
+
+@contextmanager
+def heads_in(*folders: Path) -> Iterator[None]:
+    """Look for files of heads in these folders first."""
+    token = _folders.set(folders)
+    try:
+        yield
+    finally:
+        _folders.reset(token)
 
 
 @dataclass(frozen=True)
@@ -24,29 +39,26 @@ class AttachDraft:
     arXiv:2401.10774). Both share the backbone's embedding and head, or rows of the head where they draft from
     a part of the vocabulary (Zhao et al. 2025, FR-Spec, arXiv:2502.14856). Every later pass runs on the draft
     too. Costs the draft's own weights; saves steps of the backbone as far as drafts hold.
-    `heads` is the path of the file, with what a pipeline's text cannot hold percent-encoded.
+    `heads` is the file, by its path or by its name in a folder of `heads_in`, with what a pipeline's text
+    cannot hold percent-encoded.
     Exact, bit by bit: a draft can change nothing but speed.
     """
 
     name: ClassVar[str] = "attach-draft"
     exact: ClassVar[bool] = True
 
-    heads: str = ""
-
-    def __post_init__(self) -> None:
-        """Refuse to look for heads nowhere."""
-        if not self.heads:
-            raise ValueError("heads=PATH names the file of trained heads")
+    heads: str = "heads.safetensors"
 
     @classmethod
     def of_file(cls, path: Path) -> "AttachDraft":
-        """Return the pass for a file."""
-        return cls(quote(str(path)))
+        """Return the pass for a file, by its name alone: builds in other folders are the same to the byte."""
+        return cls(quote(path.name))
 
     @property
     def path(self) -> Path:
         """Return where the heads are."""
-        return Path(unquote(self.heads))
+        named = Path(unquote(self.heads))
+        return next((found for folder in _folders.get() if (found := folder / named).is_file()), named)
 
     def run(self, program: Program) -> Program:
         if program.draft is not None:

@@ -1,12 +1,16 @@
 """What an artifact was built from: its model, if it is found, and its passes."""
 
 from pathlib import Path
+from urllib.parse import quote
 
 from tokc.compiler import Request, prepare
 from tokc.errors import TokcError
 from tokc.evaluation import is_artifact, source_of
+from tokc.model_files import sha256
+from tokc.passes.attach_draft import AttachDraft
 from tokc.pipeline import Pipeline
 from tokc.runtime.artifact import Artifact
+from tokc.runtime.manifest import DraftInfo
 
 
 def model_and_pipeline(path: Path, reference: Path | None, passes: str | None) -> tuple[Path, Pipeline]:
@@ -25,4 +29,16 @@ def model_and_pipeline(path: Path, reference: Path | None, passes: str | None) -
             where=str(path),
             hint="name it: --reference MODEL",
         )
-    return found, Pipeline.parse(passes or manifest.pipeline)
+    pipeline = Pipeline.parse(passes or manifest.pipeline)
+    folders = (path.absolute().parent, found.parent, Path.cwd())
+    return found, pipeline if manifest.draft is None else _with_heads(pipeline, manifest.draft, folders)
+
+
+def _with_heads(pipeline: Pipeline, draft: DraftInfo, folders: tuple[Path, ...]) -> Pipeline:
+    """Return the passes, the draft's heads named by their path where a folder has just that file."""
+    files = [folder / draft.file for folder in folders]
+    heads = next((file for file in files if file.is_file() and sha256(file) == draft.sha256), None)
+    if heads is None:
+        return pipeline
+    named = AttachDraft(quote(str(heads)))
+    return Pipeline(tuple(named if isinstance(one, AttachDraft) else one for one in pipeline.passes))

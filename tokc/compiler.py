@@ -11,12 +11,14 @@ from tokc.artifact.vocabulary import vocabulary_tensors
 from tokc.artifact.writer import Tensor, canonical_json, write_files, write_safetensors, written_aside
 from tokc.errors import TargetRefused, TokcError, UnknownOption
 from tokc.importers import import_model
+from tokc.importers.heads import load_heads
 from tokc.importers.mapping import release_pages
 from tokc.instruments import Instruments, LedgerEntry
 from tokc.ir.execute import onnx_bytes
 from tokc.ir.expert_rules import every_expert_bytes
 from tokc.ir.ops import node_cost
-from tokc.ir.program import Draft, KvDtype, Program
+from tokc.ir.program import Draft, DraftKind, KvDtype, Program
+from tokc.passes.attach_draft import AttachDraft, heads_in
 from tokc.pipeline import Pipeline
 from tokc.quality.calibration import Calibration, calibrating
 from tokc.runtime.manifest import DRAFT, DraftInfo, FileInfo, KvInfo, LimitsInfo, Manifest, ModelInfo
@@ -45,6 +47,7 @@ class Request:
 
     `lora` are folders of adapters, merged into the weights in order. `calibration_text` is what calibrated
     passes run over, None the text of tokc; `unfinished` a folder by which they go on after an interruption.
+    `heads` is a file of trained heads of the kind `speculate`, which become the artifact's draft.
     """
 
     model: Path
@@ -59,12 +62,20 @@ class Request:
     lora: tuple[Path, ...] = ()
     calibration_text: Path | None = None
     unfinished: Path | None = None
+    speculate: DraftKind | None = None
+    heads: Path | None = None
 
     def calibration(self, progress: Progress) -> Calibration:
         """Return what passes calibrate on. Raises: TokcError if its text cannot be read."""
         text = self.calibration_text
         on = Calibration() if text is None else Calibration.of_file(text)
         return replace(on, progress=progress, unfinished=self.unfinished)
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Return where passes look for files of heads."""
+        heads = self.heads
+        return () if heads is None else (heads if heads.is_dir() else heads.parent,)
 
 
 @dataclass(frozen=True)
@@ -75,6 +86,8 @@ class Build:
     program: Program
     ledger: tuple[LedgerEntry, ...]
     pipeline: str
+    draft_ledger: tuple[LedgerEntry, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def artifact(self) -> Path:
@@ -117,6 +130,15 @@ def prepare(request: Request) -> tuple[BoundTarget, Pipeline]:
     """
     bound = named_target(request.target)
     pipeline = Pipeline.parse(request.passes or bound.pipeline(request.precision))
+    if request.heads is not None:
+        heads = load_heads(request.heads)
+        if heads.kind != request.speculate:
+            raise TokcError(
+                f"the heads are those of '{heads.kind}', asked for was '{request.speculate}'",
+                where=str(heads.path),
+                hint=f"build with --speculate {heads.kind}",
+            )
+        pipeline = Pipeline((AttachDraft.of_file(heads.path), *pipeline.passes))
     needing = [pass_.name for pass_ in pipeline.passes if pass_.name in FOR_DRAFTS]
     if needing and not bound.target.drafts:
         raise TargetRefused(
@@ -137,18 +159,19 @@ def build(request: Request, out: Path, progress: Progress = lambda _: None) -> B
     instruments = Instruments(
         check=request.check, dump_ir=request.dump_ir, print_after=request.print_after, progress=progress
     )
-    with calibrating(calibration):
+    with calibrating(calibration), heads_in(*request.folders):
         program = instruments.run(pipeline, program, stop_after=request.stop_after)
     if request.stop_after is not None:
-        return Build(None, program, instruments.ledger, str(pipeline))
+        return Build(None, program, instruments.ledger, str(pipeline), instruments.draft_ledger)
     progress(f"lower for {bound.name}")
     lowered = bound.target.lower(program, bound.device, Limits(context=program.config.context))
     made = Build(out, program, instruments.ledger, str(pipeline))
     with written_aside(out) as folder:
-        _write(folder, made, lowered, instruments, progress)
+        digest = _write(folder, made, lowered, instruments, progress)
+        warnings = _warnings(program, digest)
     if request.unfinished is not None:
         shutil.rmtree(request.unfinished, ignore_errors=True)
-    return replace(made, ledger=instruments.ledger)
+    return replace(made, ledger=instruments.ledger, draft_ledger=instruments.draft_ledger, warnings=warnings)
 
 
 def estimate(request: Request) -> Estimate:
@@ -159,9 +182,11 @@ def estimate(request: Request) -> Estimate:
     bound, pipeline = prepare(request)
     program = import_model(request.model, context=request.context, lora=request.lora)
     model_bytes = program.weight_bytes()
-    with calibrating(Calibration(shapes_only=True)):
+    with calibrating(Calibration(shapes_only=True)), heads_in(*request.folders):
         program = Instruments(check=False).run(pipeline, program)
     weight_bytes = program.weight_bytes()
+    if program.draft is not None:
+        weight_bytes += program.draft.program.weight_bytes(besides=program)
     return Estimate(
         target=bound.name,
         pipeline=str(pipeline),
@@ -177,7 +202,8 @@ def kv_bytes_per_token(program: Program) -> int:
     if program.kv is None:
         return 0
     config, kv = program.config, program.kv
-    return int(KvInfo(kv.page, kv.dtype, config.layers, config.kv_heads, config.head_dim).bytes_per_token)
+    cached = KvInfo(kv.page, kv.dtype, config.layers, config.kv_heads, config.head_dim).bytes_per_token
+    return int(cached) + (0 if program.draft is None else kv_bytes_per_token(program.draft.program))
 
 
 def largest_tensor_bytes(program: Program) -> int:
@@ -186,8 +212,8 @@ def largest_tensor_bytes(program: Program) -> int:
     return 4 * max(sizes)
 
 
-def _write(folder: Path, made: Build, lowered: Lowered, run: Instruments, progress: Progress) -> None:
-    """Write every file of the artifact; the manifest, which hashes the others, comes last."""
+def _write(folder: Path, made: Build, lowered: Lowered, run: Instruments, progress: Progress) -> str:
+    """Write every file of the artifact, the manifest of all hashes last; return the hash of the weights."""
     program, pipeline = made.program, made.pipeline
 
     def packing(tensor: str) -> None:
@@ -215,15 +241,19 @@ def _write(folder: Path, made: Build, lowered: Lowered, run: Instruments, progre
         progress("check the lowered program against the last pass")
         (folder / MANIFEST).write_bytes(canonical_json(manifest._replace(files=entries).to_json()))
         run.check_lowered(folder, program)
-    quality = {
+        run.check_lowered_draft(folder, program)
+    quality: dict[str, object] = {
         "schema_version": 1,
         "pipeline": pipeline,
         "ledger": [stable(entry.to_json()) for entry in run.ledger],
         "final": None if run.final is None else stable(asdict(run.final)),
     }
+    if run.draft_ledger:
+        quality["draft_ledger"] = [stable(entry.to_json()) for entry in run.draft_ledger]
     entries |= write_files(folder, {"quality.json": canonical_json(quality)})
     entries |= write_files(folder, {BOM: canonical_json(bill_of_materials(manifest, entries))})
     (folder / MANIFEST).write_bytes(canonical_json(manifest._replace(files=entries).to_json()))
+    return digest
 
 
 def stable(record: Mapping[str, object]) -> dict[str, object]:
@@ -265,6 +295,16 @@ def _draft_weights(
     return {name: FileInfo(sha256=digest, bytes=(folder / name).stat().st_size)}
 
 
+def _warnings(program: Program, weights_sha256: str) -> tuple[str, ...]:
+    """Return what a user should know of heads that were trained for other weights than the artifact's."""
+    draft = program.draft
+    if draft is None or draft.trained_on in {None, weights_sha256}:
+        return ()
+    held = "" if draft.acceptance is None else f" than the {draft.acceptance:.0%} that held there"
+    said = f"the heads '{draft.file}' were trained on other weights: fewer drafted tokens may hold{held}; "
+    return (f"{said}answers stay the same, and `tokc train-heads` trains heads for this build",)
+
+
 def _draft_info(draft: Draft) -> DraftInfo:
     return DraftInfo(
         kind=draft.kind,
@@ -303,11 +343,17 @@ def work_of(program: Program) -> dict[str, object]:
     """Return the operations and bytes of a decode and a prefill step by kind of op, predicted from shapes."""
     context = min(DECODE_CONTEXT, program.config.context)
     prefill = min(PREFILL_TOKENS, program.config.context)
+    draft = None if program.draft is None else program.draft.program
     return {
         "schema_version": 1,
         "decode": {"tokens": 1, "context": context, "ops": _work(program, 1, context)},
         "prefill": {"tokens": prefill, "context": prefill, "ops": _work(program, prefill, prefill)},
+        **({} if draft is None else {"draft": _draft_work(draft, context)}),
     }
+
+
+def _draft_work(draft: Program, context: int) -> dict[str, object]:
+    return {"tokens": 1, "context": context, "ops": _work(draft, 1, context)}
 
 
 def _work(program: Program, tokens: int, context: int) -> list[dict[str, object]]:

@@ -13,12 +13,13 @@ from tokc.ir.program import Program
 from tokc.passes.base import Pass
 from tokc.pipeline import Step, pass_text
 from tokc.quality.compiled import ArtifactRun
-from tokc.quality.divergence import F32, logits
+from tokc.quality.divergence import F32, Divergence, logits
 from tokc.quality.perplexity import I64, Comparison, compare
 from tokc.quality.running import fixed_ids
 from tokc.quality.text import evaluation_text
 
 PROMPT_SEQUENCES, PROMPT_TOKENS = 2, 128  # 256 tokens take onnxruntime half a second a pass of SmolLM2
+MAX_ELEMENTS = 1 << 29  # weights that a check may hold in f32
 CHARACTERS_A_TOKEN = 12  # more than any tokenizer makes of English on average
 EXACT_TOLERANCE = 1e-4  # of the largest logit: what another order of f32 sums may change
 LOSSY_MAX_KL = 1.0  # nats, where a pass that is not exact states no bound of its own
@@ -45,7 +46,7 @@ class DifferentialCheck:
     the mean KL that it states.
     """
 
-    def __init__(self, *, max_elements: int = 1 << 29) -> None:
+    def __init__(self, *, max_elements: int = MAX_ELEMENTS) -> None:
         """Check programs of at most `max_elements` weights, which onnxruntime holds in f32."""
         self.max_elements = max_elements
         self.measured: dict[int, Comparison] = {}
@@ -67,7 +68,7 @@ class DifferentialCheck:
         ids, last = self._begin(step.before)
         answers = _answers(step.after, ids)
         measured = compare(last, answers, ids)
-        _hold(step, measured, float(np.abs(last).max()))
+        hold(step, measured, float(np.abs(last).max()), step.before)
         self._last = answers
         self.measured[step.number] = measured
         self.seconds[step.number] = time.perf_counter() - start_s
@@ -82,8 +83,8 @@ class DifferentialCheck:
             return None
         ids, last = self._begin(program)
         measured = compare(last, lowered_answers(artifact, ids), ids)
-        limit = ROUNDED_MAX_KL if _rounds(program) else LOWERED_MAX_KL
-        _within("lowering", str(artifact), limit, measured.kl_mean, _KL)
+        limit = ROUNDED_MAX_KL if rounds(program) else LOWERED_MAX_KL
+        within("lowering", str(artifact), limit, measured.kl_mean)
         return measured
 
     def final(self) -> Comparison | None:
@@ -100,14 +101,19 @@ class DifferentialCheck:
         return self._ids, self._last
 
     def _fits(self, program: Program) -> bool:
-        tensors = (value.const_value for value in program.graph.initializers.values())
-        elements = sum(tensor.size for tensor in tensors if tensor is not None)
+        elements = weights_of(program)
         if elements <= self.max_elements:
             return True
         self.note = (
             f"not compared: {elements} weights are more than the {self.max_elements} that a check may hold"
         )
         return False
+
+
+def weights_of(program: Program) -> int:
+    """Return how many weights a program has."""
+    tensors = (value.const_value for value in program.graph.initializers.values())
+    return sum(tensor.size for tensor in tensors if tensor is not None)
 
 
 def lowered_answers(artifact: Path, token_ids: I64) -> F32:
@@ -147,18 +153,21 @@ def max_kl_of(pass_: Pass) -> float:
     return pass_.max_kl if isinstance(pass_, Lossy) else LOSSY_MAX_KL
 
 
-def _hold(step: Step, measured: Comparison, largest_logit: float) -> None:
-    """Raise if the answers moved by more than the pass allows."""
+def hold(step: Step, measured: Divergence, largest_logit: float, before: Program) -> None:
+    """Hold a pass to what it allows; `before` is what it changed, `largest_logit` the largest that it said.
+
+    Raises: PassFailed if the answers moved by more.
+    """
     what, where = f"pass {step.number} of {step.total}, {step.pass_.name},", pass_text(step.pass_)
-    max_kl = max_kl_of(step.pass_) or (ROUNDED_MAX_KL if _rounds(step.before) else 0.0)
+    max_kl = max_kl_of(step.pass_) or (ROUNDED_MAX_KL if rounds(before) else 0.0)
     if max_kl:
-        _within(what, where, max_kl, measured.kl_mean, _KL)
+        within(what, where, max_kl, measured.kl_mean)
     else:
         limit = EXACT_TOLERANCE * largest_logit
-        _within(what, where, limit, measured.max_abs_logit_diff, "largest logit change")
+        within(what, where, limit, measured.max_abs_logit_diff, "largest logit change")
 
 
-def _rounds(program: Program) -> bool:
+def rounds(program: Program) -> bool:
     """Return whether the program rounds activations or its cache to integers."""
     if program.kv is not None and program.kv.scaled:
         return True
@@ -166,8 +175,11 @@ def _rounds(program: Program) -> bool:
     return any(attributes_of(OPS["QuantLinear"], node)["act_group"] for node in linears)
 
 
-def _within(what: str, where: str, limit: float, found: float, measure: str) -> None:
-    """Raise if `found` is over the limit; what is not a number never passes."""
+def within(what: str, where: str, limit: float, found: float, measure: str = _KL) -> None:
+    """Hold a figure to its limit; what is not a number never passes.
+
+    Raises: PassFailed if it is over.
+    """
     if not found <= limit:
         raise PassFailed(
             f"{what} changed the answers: its {measure} is {found:.3g}, allowed is {limit:.3g}",

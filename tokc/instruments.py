@@ -5,15 +5,18 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TypedDict
+from typing import TypedDict, cast
 
 from tokc.differential import DifferentialCheck, max_kl_of
+from tokc.draft_differential import DraftCheck
 from tokc.errors import VerifyFailed
 from tokc.ir import text
+from tokc.ir.costs import Cost
 from tokc.ir.ops import program_cost
 from tokc.ir.program import Program
 from tokc.ir.verify import verify
 from tokc.pipeline import Observer, Pipeline, Step, pass_text
+from tokc.quality.divergence import Divergence
 from tokc.quality.perplexity import Comparison
 
 PRICED_CONTEXT = 512  # tokens in the cache of the decoded token that the ledger prices
@@ -71,6 +74,9 @@ class DumpIr:
     def _write(self, number: int, name: str, program: Program) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
         self.written.append(text.dump(program, self.directory / f"{number:03d}_{name}"))
+        if program.draft is not None:
+            drafting = text.dump(program.draft.program, self.directory / f"{number:03d}_{name}.draft")
+            self.written.append(drafting)
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,8 @@ class PrintAfter:
         if wanted:
             self.write(f"// after pass {step.number} of {step.total}, {pass_text(step.pass_)}")
             self.write(text.render(step.after))
+            if step.after.draft is not None:
+                self.write(text.render(step.after.draft.program))
 
 
 @dataclass(frozen=True)
@@ -119,9 +127,10 @@ class Timer:
 class Ledger:
     """Record every pass; `check` (run before the ledger) contributes the divergences."""
 
-    def __init__(self, check: DifferentialCheck | None = None) -> None:
-        self.check = check
+    def __init__(self, check: DifferentialCheck | None = None, drafts: DraftCheck | None = None) -> None:
+        self.check, self.drafts = check, drafts
         self.entries: list[LedgerEntry] = []
+        self.of_draft: list[LedgerEntry] = []
 
     def after_pass(self, step: Step) -> None:
         """Record the step."""
@@ -138,7 +147,23 @@ class Ledger:
             entry = replace(entry, check_seconds=self.check.seconds.get(step.number), notes=notes)
         if step.after.assets.calibration is not step.before.assets.calibration:
             entry = replace(entry, notes=(*entry.notes, _calibrated_on(step.after.assets.calibration)))
-        self.entries.append(entry if measured is None else _with_divergence(entry, measured))
+        self.entries.append(entry if measured is None else _with_perplexity(entry, measured))
+        self._record_draft(step)
+
+    def _record_draft(self, step: Step) -> None:
+        """Record what the step did to the draft; its sizes are those of its own weights, and 0 before it."""
+        before, after = step.before.draft, step.after.draft
+        if after is None or (before is not None and before.program is after.program):
+            return
+        entry = LedgerEntry(
+            pass_spec=pass_text(step.pass_),
+            seconds=step.seconds,
+            changed=True,
+            exact=max_kl_of(step.pass_) == 0,
+            **_draft_sizes(step.before, step.after),
+        )
+        measured = None if self.drafts is None else self.drafts.measured.get(step.number)
+        self.of_draft.append(entry if measured is None else _with_divergence(entry, measured))
 
 
 @dataclass(frozen=True)
@@ -172,21 +197,27 @@ class Instruments:
         self.check = check
         self._progress = progress
         self._check = DifferentialCheck() if check else None
-        self._ledger = Ledger(self._check)
+        self._drafts = DraftCheck() if check else None
+        self._ledger = Ledger(self._check, self._drafts)
         self._observers: list[Observer] = [Announce(progress), VerifyEach()]
         if dump_ir is not None:
             self._observers.append(DumpIr(dump_ir))
         if print_after:
             names = None if "all" in print_after else print_after
             self._observers.append(PrintAfter(lambda line: sys.stderr.write(f"{line}\n"), names))
-        if self._check is not None:
-            self._observers.append(self._check)
+        if self._check is not None and self._drafts is not None:
+            self._observers += [self._check, self._drafts]
         self._observers.append(self._ledger)
 
     @property
     def ledger(self) -> tuple[LedgerEntry, ...]:
         """Return what was recorded so far."""
         return tuple(self._ledger.entries)
+
+    @property
+    def draft_ledger(self) -> tuple[LedgerEntry, ...]:
+        """Return what passes did to the draft, nothing without one."""
+        return tuple(self._ledger.of_draft)
 
     @property
     def final(self) -> Comparison | None:
@@ -213,8 +244,20 @@ class Instruments:
             return None
         seconds = time.perf_counter() - start_s
         entry = LedgerEntry("lower", seconds, changed=True, exact=False, **_sizes(program, program))
-        self._ledger.entries.append(_with_divergence(replace(entry, check_seconds=seconds), measured))
+        self._ledger.entries.append(_with_perplexity(replace(entry, check_seconds=seconds), measured))
         return self._ledger.entries[-1]
+
+    def check_lowered_draft(self, artifact: Path, program: Program) -> None:
+        """Run the artifact's draft on this machine, compare it with the last one, and record that as `lower`.
+
+        Raises: PassFailed if its answers differ by more than another order of sums explains.
+        """
+        start_s = time.perf_counter()
+        measured = None if self._drafts is None else self._drafts.after_lowering(artifact, program)
+        if measured is not None:
+            seconds, sizes = time.perf_counter() - start_s, _draft_sizes(program, program)
+            entry = LedgerEntry("lower", seconds, changed=True, exact=False, **sizes)
+            self._ledger.of_draft.append(_with_divergence(replace(entry, check_seconds=seconds), measured))
 
 
 def _calibrated_on(record: Mapping[str, str]) -> str:
@@ -235,6 +278,21 @@ class _Sizes(TypedDict):
     bytes_after: float
 
 
+def _draft_sizes(before: Program, after: Program) -> _Sizes:
+    """Return the sizes of the drafts of two programs: 0 without one, weights those that it alone has."""
+    sizes: dict[str, float] = {}
+    for when, program in (("before", before), ("after", after)):
+        draft = None if program.draft is None else program.draft.program
+        cost = Cost(0.0, 0.0) if draft is None else program_cost(draft, tokens=1, context=PRICED_CONTEXT)
+        sizes |= {
+            f"nodes_{when}": 0 if draft is None else len(draft.graph),
+            f"weight_bytes_{when}": 0 if draft is None else draft.weight_bytes(besides=program),
+            f"flops_{when}": cost.flops,
+            f"bytes_{when}": cost.bytes,
+        }
+    return cast("_Sizes", sizes)
+
+
 def _sizes(before: Program, after: Program) -> _Sizes:
     costs = [program_cost(program, tokens=1, context=PRICED_CONTEXT) for program in (before, after)]
     return {
@@ -249,13 +307,19 @@ def _sizes(before: Program, after: Program) -> _Sizes:
     }
 
 
-def _with_divergence(entry: LedgerEntry, measured: Comparison) -> LedgerEntry:
+def _with_divergence(entry: LedgerEntry, measured: Divergence) -> LedgerEntry:
     return replace(
         entry,
         max_abs_logit_diff=measured.max_abs_logit_diff,
         mean_abs_logit_diff=measured.mean_abs_logit_diff,
         kl_mean=measured.kl_mean,
         top1_agree=measured.top1_agree,
+    )
+
+
+def _with_perplexity(entry: LedgerEntry, measured: Comparison) -> LedgerEntry:
+    return replace(
+        _with_divergence(entry, measured),
         perplexity_before=measured.reference_perplexity,
         perplexity_after=measured.perplexity,
     )

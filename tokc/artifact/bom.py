@@ -27,7 +27,8 @@ _REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+)\s*(.*)")
 def bill_of_materials(manifest: Manifest, files: Mapping[str, FileInfo]) -> dict[str, object]:
     """Return the CycloneDX document of an artifact with `files`; the same for the same artifact."""
     content = [_file(name, info.sha256) for name, info in sorted(files.items())]
-    sources = [_source(name, digest) for name, digest in sorted(manifest.provenance.items())]
+    draft = {} if manifest.draft is None else {f"draft/{manifest.draft.file}": manifest.draft.sha256}
+    sources = [_source(name, digest) for name, digest in sorted({**manifest.provenance, **draft}.items())]
     libraries = [_library(*found) for found in _requirements()]
     digests = "".join(info.sha256 for _, info in sorted(files.items()))
     return {

@@ -122,12 +122,13 @@ def key_of(
     *,
     lora: Sequence[Path] = (),
     calibration_text: Path | None = None,
+    heads: Path | None = None,
 ) -> str:
     """Return the key of a build: 64 hexadecimal digits.
 
     `options` are the build's, as they were given; `name` is the artifact's, which its manifest repeats;
     `lora` are the adapters that are merged, in order; `calibration_text` is what passes are calibrated on, if
-    it is not the one that comes with tokc.
+    it is not the one that comes with tokc; `heads` are those of a draft.
     Raises: TokcError if the model cannot be read.
     """
     target = str(options["target"])
@@ -136,6 +137,7 @@ def key_of(
         "inputs": _hashes(model),
         "lora": [[path.resolve().name, _hashes(path)] for path in lora],
         "calibration_text": None if calibration_text is None else _hashes(calibration_text),
+        **({} if heads is None else {"heads": _hashes(heads)}),
         "options": dict(options),
         "name": name,
         "tokc": tokc.__version__,

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
@@ -23,11 +23,24 @@ if TYPE_CHECKING:
     from tokc.artifact.build_cache import Option
     from tokc.compiler import Request
     from tokc.cost.gates import Gate, Judged
+    from tokc.ir.program import DraftKind
     from tokc.report.gate_figures import Pricing
 
 Model = Annotated[
     Path,
     typer.Argument(help="A Hugging Face folder, a GGUF file, or an .onnx or .pt2 graph.", show_default=False),
+]
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="The artifact. [default: NAME.tokc]")]
+Dtype = Annotated[str, typer.Option(help="How weights are stored: int2, int3, int4, int8, f16 or f32.")]
+KvDtype = Annotated[str | None, typer.Option(help="How the cache is stored: f16, int8, int4 or f32.")]
+CalibrationText = Annotated[
+    Path | None, typer.Option(help="What gptq, awq and auto read. [default: a text of tokc's]")
+]
+Speculate = Annotated[
+    Literal["eagle", "medusa"] | None, typer.Option(help="Draft tokens by trained heads of this kind.")
+]
+HeadsFile = Annotated[
+    Path | None, typer.Option(help="The heads: the .safetensors of `tokc train-heads`, or a published one.")
 ]
 BENCH = "from tokc.cli.entry import main; main()"
 
@@ -43,6 +56,7 @@ class _Asked:
     stop_after: str | None
     lora: tuple[Path, ...] = ()
     calibration_text: Path | None = None
+    heads: Path | None = None
 
     @property
     def looks_on(self) -> bool:
@@ -51,15 +65,15 @@ class _Asked:
 
     def readable(self) -> bool:
         """Return whether all files are there; if not, the compiler says which."""
-        files = (self.model, *self.lora, *((self.calibration_text,) if self.calibration_text else ()))
-        return all(path.exists() for path in files)
+        files = (self.model, *self.lora, self.calibration_text, self.heads)
+        return all(path.exists() for path in files if path is not None)
 
     def key(self, out: Path) -> str:
         """Return the key of the build in the cache."""
         from tokc.artifact.build_cache import key_of
 
         name, text = out.name.removesuffix(".tokc"), self.calibration_text
-        return key_of(self.model, self.options, name, lora=self.lora, calibration_text=text)
+        return key_of(self.model, self.options, name, lora=self.lora, calibration_text=text, heads=self.heads)
 
     def request(self, unfinished: Path | None = None) -> "Request":
         """Return it as the compiler takes it; imports the compiler."""
@@ -80,6 +94,8 @@ class _Asked:
             lora=self.lora,
             calibration_text=self.calibration_text,
             unfinished=unfinished,
+            speculate=cast("DraftKind | None", given.get("speculate")),
+            heads=self.heads,
         )
 
 
@@ -98,22 +114,16 @@ def build(
     model: Model,
     *,
     target: Annotated[str, typer.Option(help="Where it will run; see `tokc targets`.")] = "cpu",
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="The artifact. [default: NAME.tokc]")
-    ] = None,
-    dtype: Annotated[
-        str, typer.Option(help="How weights are stored: int2, int3, int4, int8, f16 or f32.")
-    ] = "int4",
-    kv_dtype: Annotated[
-        str | None, typer.Option(help="How the cache is stored: f16, int8, int4 or f32.")
-    ] = None,
+    out: Out = None,
+    dtype: Dtype = "int4",
+    kv_dtype: KvDtype = None,
     passes: Annotated[str | None, typer.Option(help="A pipeline of your own; see `tokc passes`.")] = None,
     context: Annotated[int | None, typer.Option(min=1, help="Tokens of context to make room for.")] = None,
     recipe: Annotated[Path | None, typer.Option(help="Target, passes and context, from `tokc tune`.")] = None,
     lora: Annotated[list[Path] | None, typer.Option(help="Merge this adapter's folder; repeatable.")] = None,
-    calibration_text: Annotated[
-        Path | None, typer.Option(help="What gptq, awq and auto read. [default: a text of tokc's]")
-    ] = None,
+    calibration_text: CalibrationText = None,
+    speculate: Speculate = None,
+    heads: HeadsFile = None,
     check: Annotated[bool, typer.Option(help="Compare the answers after every pass.")] = True,
     ledger: Annotated[
         Literal["checked", "full"], typer.Option(help="'full' measures tokens/s after every pass, too.")
@@ -132,11 +142,11 @@ def build(
     """Compile a model into an artifact that `tokc run` and `tokc serve` load."""
     options: dict[str, Option] = {"target": target, "dtype": dtype, "kv_dtype": kv_dtype, "passes": passes}
     options |= {"context": context, "check": check}
+    options |= _of_draft(speculate, heads)
     if recipe is not None:
         options |= _of_recipe(recipe, options)
-    asked = _Asked(
-        model, options, dump_ir, tuple(print_after or ()), stop_after, tuple(lora or ()), calibration_text
-    )
+    printed, adapters = tuple(print_after or ()), tuple(lora or ())
+    asked = _Asked(model, options, dump_ir, printed, stop_after, adapters, calibration_text, heads)
     if dry_run:
         _estimate(asked.request(), as_json=as_json)
         return
@@ -150,6 +160,17 @@ def build(
     judged = _judge(built, gates, pricing)
     _show(built, judged, as_json=as_json)
     gates_of.hold(judged, inconclusive_fails=inconclusive == "fail")
+
+
+def _of_draft(speculate: str | None, heads: Path | None) -> "Mapping[str, Option]":
+    """Return the option of a draft, if one is asked for.
+
+    Raises: BadParameter if only one of the two is given.
+    """
+    if (speculate is None) != (heads is None):
+        problem = "--speculate KIND and --heads PATH go together; `tokc train-heads` makes heads"
+        raise typer.BadParameter(problem)
+    return {} if speculate is None else {"speculate": speculate}
 
 
 def _of_recipe(path: Path, given: "Mapping[str, Option]") -> "Mapping[str, Option]":
@@ -196,6 +217,8 @@ def _compile(request: "Request", out: Path, start_s: float, say: "Callable[[str]
     from tokc.compiler import build as compile_model
 
     result = compile_model(request, out, say)
+    for warning in result.warnings:
+        typer.echo(f"warning: {warning}", err=True)
     ledger = [{**entry.to_json(), "seconds": entry.seconds} for entry in result.ledger]
     return _Built(result.path, result.pipeline, ledger, time.perf_counter() - start_s)
 

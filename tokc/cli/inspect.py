@@ -11,9 +11,13 @@ from tokc.cli.console import console, print_json
 from tokc.errors import TokcError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from rich.table import Table
 
+    from tokc.report.model import LedgerRow
     from tokc.runtime.artifact import Artifact
+    from tokc.runtime.manifest import DraftInfo
 
 
 def inspect(
@@ -28,6 +32,8 @@ def inspect(
     found = Artifact.open(artifact, verify=False)
     if plan:
         typer.echo(_plan(artifact), nl=False)
+        if found.manifest.draft is not None:
+            typer.echo(f"draft:\n{_plan(artifact / 'draft')}", nl=False)
     elif as_json:
         print_json(found.manifest.to_json())
     else:
@@ -53,7 +59,7 @@ def _print(artifact: "Artifact") -> None:
     from rich.table import Table
 
     from tokc.report import units
-    from tokc.report.quality import ledger_of
+    from tokc.report.quality import draft_ledger_of, ledger_of
 
     manifest = artifact.manifest
     model, kv, limits = manifest.model, manifest.kv, manifest.limits
@@ -66,6 +72,7 @@ def _print(artifact: "Artifact") -> None:
         f"{limits.max_rows} sequences",
         "cache": f"pages of {kv.page} tokens in {kv.dtype}",
         "memory": _memory(artifact.path),
+        **({} if manifest.draft is None else {"draft": _draft(manifest.draft, artifact.path)}),
         "licence": manifest.licence or "not stated",
         "built by": f"tokc {manifest.tokc_version}",
     }
@@ -82,7 +89,10 @@ def _print(artifact: "Artifact") -> None:
     out.print(table)
     out.print()
     if any(row.kl_mean is not None for row in ledger_of(artifact.path)):
-        out.print(_answers(artifact.path))
+        out.print(_answers(ledger_of(artifact.path)))
+        out.print()
+    if draft_ledger_of(artifact.path):
+        out.print(_answers(draft_ledger_of(artifact.path), "draft: pass"))
         out.print()
     for each in _code(artifact.path):
         out.print(each)
@@ -90,14 +100,14 @@ def _print(artifact: "Artifact") -> None:
     out.print(files)
 
 
-def _answers(artifact: Path) -> "Table":
+def _answers(ledger: "Iterable[LedgerRow]", head: str = "pass") -> "Table":
     """Return what the passes that changed something did to the answers."""
     from rich.table import Table
 
-    from tokc.report.quality import LEDGER_HEADS, LEDGER_NOTE, ledger_cells, ledger_of
+    from tokc.report.quality import LEDGER_HEADS, LEDGER_NOTE, ledger_cells
 
-    table = Table("pass", *LEDGER_HEADS, box=None, pad_edge=False, header_style="dim")
-    for row in ledger_of(artifact):
+    table = Table(head, *LEDGER_HEADS, box=None, pad_edge=False, header_style="dim")
+    for row in ledger:
         if row.kl_mean is not None:
             table.add_row(row.pass_spec.partition("{")[0], *ledger_cells(row))
     table.caption, table.caption_justify = LEDGER_NOTE, "left"
@@ -109,6 +119,21 @@ def _code(artifact: Path) -> "tuple[Table, ...]":
     if inspect_xla.has_steps(artifact):
         return inspect_xla.tables(artifact)
     return inspect_gpu.tables(artifact) if inspect_gpu.has_kernels(artifact) else ()
+
+
+def _draft(draft: "DraftInfo", path: Path) -> str:
+    """Return what drafts tokens, and what a step of it needs."""
+    from tokc.report import units
+
+    plan = json.loads((path / "draft" / "plan.json").read_text())
+    size = (path / "draft" / "model.safetensors").stat().st_size
+    heads = f" of {draft.heads} heads" if draft.kind == "medusa" else ""
+    held = "not stated" if draft.acceptance is None else f"{draft.acceptance:.1%}"
+    return (
+        f"{draft.kind}{heads} over {draft.vocab} tokens, from {draft.file} ({draft.sha256[:12]})\n"
+        f"{units.scaled(size, 'B')} of its own weights, {len(plan['launches'])} launches a step; "
+        f"acceptance in training {held}"
+    )
 
 
 def _memory(path: Path) -> str:

@@ -53,7 +53,7 @@ def draft_of(heads: Heads, backbone: Program) -> Draft:
         vocabulary=heads.vocabulary,
         heads=heads.heads,
         acceptance=heads.acceptance,
-        trained_on=heads.metadata.get("backbone"),
+        trained_on=heads.metadata.get("weights_sha256"),
         file=heads.path.name,
         file_sha256=heads.sha256,
     )

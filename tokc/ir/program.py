@@ -103,15 +103,14 @@ class Program:
         """Return a program with the named fields exchanged."""
         return replace(self, **changes)  # type: ignore[arg-type]
 
-    def weight_bytes(self) -> int:
-        """Return the bytes of all initializers; packed types count packed, narrow codes by their width."""
-        return int(
-            sum(
-                constant_bytes(value)
-                for value in self.graph.initializers.values()
-                if value.const_value is not None
-            )
-        )
+    def weight_bytes(self, besides: "Program | None" = None) -> int:
+        """Return the bytes of all initializers; packed types count packed, narrow codes by their width.
+
+        Those that `besides` has by the same name are left out.
+        """
+        shared = {} if besides is None else besides.graph.initializers
+        own = (value for name, value in self.graph.initializers.items() if name not in shared)
+        return int(sum(constant_bytes(value) for value in own if value.const_value is not None))
 
 
 @dataclass(frozen=True)

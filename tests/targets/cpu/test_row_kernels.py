@@ -16,6 +16,7 @@ from tokc.targets.cpu.kernels.elementwise import Add, Apply, GatherRows, Multipl
 from tokc.targets.cpu.kernels.gated_activation import GatedActivation
 from tokc.targets.cpu.kernels.layer_norm import LayerNorm
 from tokc.targets.cpu.kernels.quantize import Quantize
+from tokc.targets.cpu.kernels.residual_silu import ResidualSilu
 from tokc.targets.cpu.kernels.rms_norm import RmsNorm
 
 Array = npt.NDArray[Any]
@@ -64,6 +65,7 @@ ALL: Sequence[tuple[str, Callable[[Isa], Any], int]] = (
     ("quantize", lambda isa: Quantize(isa, WIDTH, STRIDE), WIDTH),
     ("silu", lambda isa: GatedActivation(isa, 320, STRIDE, "silu", True, True), 320),
     ("gelu", lambda isa: GatedActivation(isa, 320, STRIDE, "gelu_tanh", True, True), 320),
+    ("residual_silu", lambda isa: ResidualSilu(isa, 160, 4, STRIDE, STRIDE, True, True), 640),
     ("add", lambda isa: Add(isa, WIDTH, STRIDE, STRIDE), WIDTH),
     ("multiply", lambda isa: Multiply(isa, WIDTH, STRIDE, STRIDE), WIDTH),
     ("scale", lambda isa: Scale(isa, WIDTH, STRIDE, 1.7), WIDTH),
@@ -101,6 +103,8 @@ def reference(name: str, kernel: Any, inputs: dict[str, Array]) -> dict[str, Arr
         return {"sum": np.pad(total, ((0, 0), (0, STRIDE - WIDTH))), "y": normed}
     if name in {"silu", "gelu"}:
         return {"y": (silu if name == "silu" else gelu)(x[:, :320]) * x[:, 320:640]}
+    if name == "residual_silu":
+        return {"y": np.tile(x[:, :160], 4) + silu(other[:, :640])}
     answers: dict[str, Callable[[], Array]] = {
         "quantize": lambda: x,
         "copy": lambda: x,
@@ -132,7 +136,7 @@ def inputs(align: Align) -> dict[str, Array]:
 def operands(
     kernel: Any, inputs: dict[str, Array], results: dict[str, Array], row: int | None
 ) -> list[Array]:
-    other = {"gate_up": "x", "a": "x", "b": "residual"}
+    other = {"gate_up": "x", "a": "x", "b": "residual", "gates": "residual"}
     picked = []
     for name in kernel.args:
         if name in results:
