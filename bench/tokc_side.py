@@ -88,11 +88,15 @@ def load(path: str, span: Span, threads: int) -> Side:
 
 
 def build(model: str, out: str, target: str) -> None:
-    """Build the artifact `out` of `model` on the model's own grid, for `target`."""
-    from tokc.compiler import Request
+    """Build the artifact `out` of `model` for `target`: its codes of 4 bits, its scales rounded to 8 bits."""
+    from tokc.compiler import DEFAULT_PRECISION, Request
     from tokc.compiler import build as compile_model
+    from tokc.targets.table import named_target
 
-    compile_model(Request(Path(model), target=target, context=CONTEXT, check=False), Path(out))
+    usual = named_target(target).pipeline(DEFAULT_PRECISION)
+    passes = usual.replace("quantize-weights{", "quantize-weights{requantize=true head_bits=4 ")
+    assert passes != usual, "the target quantizes weights"
+    compile_model(Request(Path(model), target, passes=passes, context=CONTEXT, check=False), Path(out))
 
 
 if __name__ == "__main__":
