@@ -18,6 +18,7 @@ from tokc.targets.gpu.device import ARCHITECTURES, Architecture
 from tokc.targets.gpu.emit import emit
 from tokc.targets.gpu.kernel import NARROW_TOKENS, Kernel
 from tokc.targets.gpu.kernels.linear import Linear
+from tokc.targets.gpu.kernels.moe_linear import MoeLinear
 from tokc.targets.gpu.target import CUDA
 
 DOCUMENT = Path("docs/targets/cuda.md")
@@ -26,7 +27,8 @@ CONTEXT = 8192
 # Families by the beginning of their symbols, the longer first.
 FAMILIES = (
     *("paged_attention_narrow", "paged_attention_wide", "paged_attention_reduce", "add_rms_norm", "rms_norm"),
-    *("rope_write_kv", "quant_embedding", "embedding", "gather_rows", "gated", "linear"),
+    *("rope_write_kv", "quant_embedding", "embedding", "gather_rows", "gated", "linear", "arg_max"),
+    *("moe_linear", "moe_scores", "moe_route", "moe_group", "moe_combine"),
 )
 
 
@@ -42,10 +44,12 @@ def kernels_of(name: str, architecture: str) -> tuple[Kernel, ...]:
 def title(kernel: Kernel) -> str:
     """Return what a kernel is in the table: its family and, of a product, its size and steps."""
     family = next(family for family in FAMILIES if kernel.symbol.startswith(family))
-    if not isinstance(kernel, Linear):
+    experts = f"{kernel.experts} experts of " if isinstance(kernel, MoeLinear) else ""
+    linear = kernel.linear if isinstance(kernel, MoeLinear) else kernel
+    if not isinstance(linear, Linear):
         return family.replace("_", " ")
-    steps = "wide" if kernel.tile_rows > NARROW_TOKENS else "narrow"
-    return f"linear {kernel.n} x {kernel.k}, {kernel.bits} bits, {steps}"
+    steps = "wide" if linear.tile_rows > NARROW_TOKENS else "narrow"
+    return f"linear {experts}{linear.n} x {linear.k}, {linear.bits} bits, {steps}"
 
 
 def cell(kernel: Kernel, one: Compiled) -> str:

@@ -1,7 +1,9 @@
-"""Makes what all programs run: SmolLM2-135M as Q4_0, and random weights in the shape of Llama 3.2 1B."""
+"""Makes what all programs run: SmolLM2-135M as Q4_0, and random weights in the shapes of Llama 3."""
 
 import importlib.util
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import gguf
@@ -14,18 +16,42 @@ SEED = 0
 BLOCK = 32
 BLOCK_BYTES = 18
 SCALE = 0.02 / 4.6
+Q4_0, F32 = gguf.GGMLQuantizationType.Q4_0, gguf.GGMLQuantizationType.F32
 
-VOCAB, HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, INNER = 128256, 2048, 16, 32, 8, 64, 8192
 CONTEXT = 8192
-MATRICES = (
-    ("attn_q", HIDDEN, HIDDEN),
-    ("attn_k", KV_HEADS * HEAD_DIM, HIDDEN),
-    ("attn_v", KV_HEADS * HEAD_DIM, HIDDEN),
-    ("attn_output", HIDDEN, HIDDEN),
-    ("ffn_gate", INNER, HIDDEN),
-    ("ffn_up", INNER, HIDDEN),
-    ("ffn_down", HIDDEN, INNER),
-)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of a Llama 3; with `tied` the embedding is the head."""
+
+    name: str
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    inner: int
+    tied: bool
+    vocab: int = 128256
+
+    @property
+    def matrices(self) -> Mapping[str, tuple[int, int]]:
+        """Return rows and columns of a layer's matrices."""
+        heads, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        return {
+            "attn_q": (heads, self.hidden),
+            "attn_k": (kv, self.hidden),
+            "attn_v": (kv, self.hidden),
+            "attn_output": (self.hidden, heads),
+            "ffn_gate": (self.inner, self.hidden),
+            "ffn_up": (self.inner, self.hidden),
+            "ffn_down": (self.hidden, self.inner),
+        }
+
+
+LLAMA_1B = Shape("llama-1b", 2048, 16, 32, 8, 64, 8192, tied=True)
+LLAMA_8B = Shape("llama-8b", 4096, 32, 32, 8, 128, 14336, tied=False)
 
 
 def smollm2_q4_1() -> Path:
@@ -48,42 +74,57 @@ def smollm2_q4_0(folder: Path, llamacpp: str) -> Path:
 
 def random_1b_q4_0(folder: Path) -> Path:
     """Return random weights in the shape of Llama 3.2 1B; speed does not depend on the values."""
-    path = folder / "random-llama-1b.Q4_0.gguf"
+    return random_q4_0(folder, LLAMA_1B)
+
+
+def random_q4_0(folder: Path, shape: Shape) -> Path:
+    """Return random weights of a shape, written a tensor at a time."""
+    path = folder / f"random-{shape.name}.Q4_0.gguf"
     if not path.exists():
         partial = path.with_suffix(".partial")
         writer = gguf.GGUFWriter(str(partial), "llama")
-        _write_facts(writer)
-        _write_tokenizer(writer)
-        for name, tensor, kind in _tensors():
-            writer.add_tensor(name, tensor, raw_dtype=kind)
+        _write_facts(writer, shape)
+        _write_tokenizer(writer, shape.vocab)
+        tensors = tuple(_tensors(shape))
+        for name, (rows, columns) in tensors:
+            quantized = rows > 1
+            stored = (rows, columns // BLOCK * BLOCK_BYTES) if quantized else (columns,)
+            dtype, kind = (np.uint8, Q4_0) if quantized else (np.float32, F32)
+            size = math.prod(stored) * np.dtype(dtype).itemsize
+            writer.add_tensor_info(name, stored, np.dtype(dtype), size, raw_dtype=kind)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
+        writer.write_ti_data_to_file()
+        random = np.random.default_rng(SEED)
+        for _, (rows, columns) in tensors:
+            writer.write_tensor_data(
+                _blocks(random, rows, columns) if rows > 1 else np.ones(columns, np.float32)
+            )
         writer.close()
         partial.rename(path)
     return path
 
 
-def _write_facts(writer: gguf.GGUFWriter) -> None:
-    writer.add_block_count(LAYERS)
+def _write_facts(writer: gguf.GGUFWriter, shape: Shape) -> None:
+    writer.add_block_count(shape.layers)
     writer.add_context_length(CONTEXT)
-    writer.add_embedding_length(HIDDEN)
-    writer.add_feed_forward_length(INNER)
-    writer.add_head_count(HEADS)
-    writer.add_head_count_kv(KV_HEADS)
-    writer.add_rope_dimension_count(HEAD_DIM)
+    writer.add_embedding_length(shape.hidden)
+    writer.add_feed_forward_length(shape.inner)
+    writer.add_head_count(shape.heads)
+    writer.add_head_count_kv(shape.kv_heads)
+    writer.add_rope_dimension_count(shape.head_dim)
     writer.add_rope_freq_base(500000.0)
     writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_vocab_size(VOCAB)
+    writer.add_vocab_size(shape.vocab)
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q4_0)
 
 
-def _write_tokenizer(writer: gguf.GGUFWriter) -> None:
+def _write_tokenizer(writer: gguf.GGUFWriter, vocab: int) -> None:
     """Take SmolLM2's tokenizer, its vocabulary filled up with unused tokens."""
     fields = gguf.GGUFReader(str(smollm2_q4_1())).fields
     tokens = list(fields["tokenizer.ggml.tokens"].contents())
     types = list(fields["tokenizer.ggml.token_type"].contents())
-    padding = VOCAB - len(tokens)
+    padding = vocab - len(tokens)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("smollm")
     writer.add_token_list(tokens + [f"<unused{i}>" for i in range(padding)])
@@ -93,16 +134,17 @@ def _write_tokenizer(writer: gguf.GGUFWriter) -> None:
     writer.add_eos_token_id(2)
 
 
-def _tensors() -> Iterator[tuple[str, npt.NDArray[np.generic], gguf.GGMLQuantizationType]]:
-    random = np.random.default_rng(SEED)
-    q4_0, f32 = gguf.GGMLQuantizationType.Q4_0, gguf.GGMLQuantizationType.F32
-    yield "token_embd.weight", _blocks(random, VOCAB, HIDDEN), q4_0
-    yield "output_norm.weight", np.ones(HIDDEN, np.float32), f32
-    for layer in range(LAYERS):
-        for name, rows, columns in MATRICES:
-            yield f"blk.{layer}.{name}.weight", _blocks(random, rows, columns), q4_0
+def _tensors(shape: Shape) -> Iterator[tuple[str, tuple[int, int]]]:
+    """Yield names, rows and columns; a tensor of one row is a norm."""
+    yield "token_embd.weight", (shape.vocab, shape.hidden)
+    if not shape.tied:
+        yield "output.weight", (shape.vocab, shape.hidden)
+    yield "output_norm.weight", (1, shape.hidden)
+    for layer in range(shape.layers):
+        for name, size in shape.matrices.items():
+            yield f"blk.{layer}.{name}.weight", size
         for name in ("attn_norm", "ffn_norm"):
-            yield f"blk.{layer}.{name}.weight", np.ones(HIDDEN, np.float32), f32
+            yield f"blk.{layer}.{name}.weight", (1, shape.hidden)
 
 
 def _blocks(random: np.random.Generator, rows: int, columns: int) -> npt.NDArray[np.uint8]:

@@ -49,6 +49,24 @@ SHAPES: Mapping[str, Mapping[str, Any]] = {
         "rope_theta": 5e5,
         "tie_word_embeddings": False,
     },
+    "qwen3-30b-a3b": {
+        "architectures": ["Qwen3MoeForCausalLM"],
+        "model_type": "qwen3_moe",
+        "hidden_size": 2048,
+        "moe_intermediate_size": 768,
+        "num_experts": 128,
+        "num_experts_per_tok": 8,
+        "norm_topk_prob": True,
+        "intermediate_size": 6144,
+        "num_hidden_layers": 48,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 4,
+        "head_dim": 128,
+        "vocab_size": 151936,
+        "max_position_embeddings": 8192,
+        "rope_theta": 1e6,
+        "tie_word_embeddings": False,
+    },
 }
 
 
@@ -84,12 +102,17 @@ def _tensors(config: Mapping[str, Any]) -> dict[str, list[int]]:
         "self_attn.k_proj": [kv, hidden],
         "self_attn.v_proj": [kv, hidden],
         "self_attn.o_proj": [hidden, heads],
-        "mlp.gate_proj": [inner, hidden],
-        "mlp.up_proj": [inner, hidden],
-        "mlp.down_proj": [hidden, inner],
         "input_layernorm": [hidden],
         "post_attention_layernorm": [hidden],
     }
+    if "num_experts" in config:
+        inner = config["moe_intermediate_size"]
+        matrices |= {"mlp.gate": [config["num_experts"], hidden]}
+        matrices |= {"self_attn.q_norm": [dim], "self_attn.k_norm": [dim]}
+    places = [f"mlp.experts.{expert}" for expert in range(config.get("num_experts", 0))] or ["mlp"]
+    for place in places:
+        matrices |= {f"{place}.{name}": [inner, hidden] for name in ("gate_proj", "up_proj")}
+        matrices[f"{place}.down_proj"] = [hidden, inner]
     for layer in range(config["num_hidden_layers"]):
         found |= {f"model.layers.{layer}.{name}.weight": shape for name, shape in matrices.items()}
     return found
