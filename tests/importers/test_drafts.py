@@ -101,8 +101,12 @@ def test_a_draft_computes_only_the_rows_that_are_asked_for_behind_its_attention(
 
 
 def test_what_published_files_repeat_of_the_backbone_is_passed_over(tmp_path: Path) -> None:
-    tensors = eagle_heads(HIDDEN, QUERIES) | {"embed_tokens.weight": np.zeros((VOCAB, HIDDEN), np.float32)}
-    assert load_heads(saved(tensors, tmp_path / "heads.safetensors")).kind == "eagle"
+    tensors = eagle_heads(HIDDEN, QUERIES) | {
+        "embed_tokens.weight": np.zeros((VOCAB, HIDDEN), np.float32),
+        "layers.0.self_attn.rotary_emb.inv_freq": np.zeros(DIM // 2, np.float32),
+    }
+    draft, _ = attached(tensors, tmp_path, decoder("llama"))
+    assert draft.kind == "eagle"
 
 
 @pytest.mark.parametrize(

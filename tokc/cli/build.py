@@ -108,6 +108,7 @@ class _Built:
     ledger: Sequence[Mapping[str, object]]
     seconds: float
     kept_s: float | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def build(
@@ -220,7 +221,8 @@ def _compile(request: "Request", out: Path, start_s: float, say: "Callable[[str]
     for warning in result.warnings:
         typer.echo(f"warning: {warning}", err=True)
     ledger = [{**entry.to_json(), "seconds": entry.seconds} for entry in result.ledger]
-    return _Built(result.path, result.pipeline, ledger, time.perf_counter() - start_s)
+    seconds = time.perf_counter() - start_s
+    return _Built(result.path, result.pipeline, ledger, seconds, warnings=result.warnings)
 
 
 def _measure_passes(asked: _Asked, built: _Built) -> _Built:
@@ -285,6 +287,7 @@ def _show(built: _Built, judged: "Sequence[Judged]", *, as_json: bool) -> None:
                 "ledger": ledger,
                 "seconds": round(built.seconds, 3),
                 "cached": built.kept_s is not None,
+                "warnings": list(built.warnings),
                 "gates": [records.encode(one) for one in judged],
             }
         )

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from tokc.errors import ImportRefused
 from tokc.importers.checkpoint import Arrays, Weight, file_arrays, file_metadata, plain_weights
+from tokc.importers.layouts import is_buffer
 from tokc.ir.program import DraftKind, Program
 from tokc.model_files import sha256
 
@@ -60,7 +61,7 @@ def load_heads(path: Path) -> Heads:
     Raises: ImportRefused if there is none, it is damaged, or its tensors are no draft that tokc knows.
     """
     file = _file(path)
-    arrays = {name: array for name, array in file_arrays(file) if name not in SPARE}
+    arrays = {name: array for name, array in file_arrays(file) if not _passed_over(name)}
     ids = arrays.pop(OWN_IDS, None)
     kind: DraftKind | None = "eagle" if FC in arrays else "medusa" if MEDUSA_FIRST in arrays else None
     if kind is None:
@@ -109,6 +110,10 @@ def require_fit(heads: Heads, backbone: Program) -> None:
             where=str(heads.path),
             hint="heads fit the model that they were trained on: `tokc train-heads MODEL`",
         )
+
+
+def _passed_over(name: str) -> bool:
+    return name in SPARE or is_buffer(name)
 
 
 def _file(path: Path) -> Path:
