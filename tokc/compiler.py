@@ -18,6 +18,7 @@ from tokc.ir.execute import onnx_bytes
 from tokc.ir.expert_rules import every_expert_bytes
 from tokc.ir.ops import node_cost
 from tokc.ir.program import Draft, DraftKind, KvDtype, Program
+from tokc.passes.admit_trees import AdmitTrees
 from tokc.passes.attach_draft import AttachDraft, heads_in
 from tokc.pipeline import Pipeline
 from tokc.quality.calibration import Calibration, calibrating
@@ -138,7 +139,7 @@ def prepare(request: Request) -> tuple[BoundTarget, Pipeline]:
                 where=str(heads.path),
                 hint=f"build with --speculate {heads.kind}",
             )
-        pipeline = Pipeline((AttachDraft.of_file(heads.path), *pipeline.passes))
+        pipeline = Pipeline((AttachDraft.of_file(heads.path), *pipeline.passes, AdmitTrees()))
     needing = [pass_.name for pass_ in pipeline.passes if pass_.name in FOR_DRAFTS]
     if needing and not bound.target.drafts:
         raise TargetRefused(

@@ -1,12 +1,16 @@
 """Trees in one step: every node answers as its path does alone, and chains are left as they are."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.heads_of_drafts import medusa_heads, saved
 from tests.passes.tiny import VOCAB, tiny_program
 from tests.targets.cpu.trees import random_tree
+from tokc.compiler import Request, prepare
 from tokc.errors import PassFailed, VerifyFailed
 from tokc.ir.execute import Session
 from tokc.ir.program import Program
@@ -97,6 +101,13 @@ def test_half_of_the_inputs_are_refused() -> None:
             node.replace_input_with(9, None)
     with pytest.raises(VerifyFailed, match="promises input 'ancestors'"):
         verify(program)
+
+
+def test_trained_heads_bring_trees(tmp_path: Path) -> None:
+    heads = saved(medusa_heads(64, 2), tmp_path / "heads.safetensors")
+    _, pipeline = prepare(Request(tmp_path, heads=heads, speculate="medusa"))
+    assert pipeline.passes[-1] == AdmitTrees()
+    assert AdmitTrees() not in prepare(Request(tmp_path))[1].passes
 
 
 def test_a_program_without_pages_is_refused() -> None:
