@@ -19,6 +19,7 @@ from tokc.passes.attach_draft import AttachDraft, heads_in
 from tokc.passes.fuse_linear import FuseLinear
 from tokc.passes.rotate_residual import RotateResidual
 from tokc.pipeline import Pipeline, pass_text
+from tokc.quality.calibration import Calibration, calibrating
 from tokc.quality.running import draft_logits, feeds_of, fixed_ids
 from tokc.targets.base import Precision, pass_list
 
@@ -99,6 +100,13 @@ def test_every_pass_is_recorded_and_checked_on_the_draft(tmp_path: Path) -> None
     assert program.draft.program.weight_bytes(besides=program) == rows["kv-layout"].weight_bytes_after
 
 
+def codes(program: Program, name: str) -> np.ndarray:
+    """Return a weight's codes."""
+    tensor = program.graph.initializers[name].const_value
+    assert tensor is not None
+    return np.asarray(tensor.numpy()).astype(np.int32)
+
+
 @pytest.mark.parametrize("kind", ["eagle", "medusa"])
 def test_drafts_may_be_asked_for_trees(kind: str, tmp_path: Path) -> None:
     tensors = eagle_heads(32, QUERIES) if kind == "eagle" else medusa_heads(32, 2)
@@ -135,13 +143,16 @@ def test_a_pass_that_breaks_the_draft_is_named(tmp_path: Path, monkeypatch: pyte
 
 
 def test_calibrated_methods_round_a_draft_without_text(tmp_path: Path) -> None:
-    program = Pipeline.parse("fuse-linear,fuse-qkv,fuse-gate-up").run(attached(tmp_path))
-    calibrated = Pipeline.parse("quantize-weights{bits=4 method=gptq}").passes[0]
-    alone = calibrated.without_text()  # type: ignore[attr-defined]
-    assert (alone.method, alone.bits) == ("rtn-mse", 4)
-    plain = Pipeline.parse("quantize-weights{bits=4 method=rtn-mse}").run(program)
-    assert plain.draft is not None
-    assert any(node.op_type == "QuantLinear" for node in plain.draft.program.graph)
+    program = Pipeline.parse("fuse-linear,fuse-attention,fuse-qkv,fuse-gate-up").run(attached(tmp_path))
+    with calibrating(Calibration(ids=fixed_ids(program, 2, 16))):
+        fitted = Pipeline.parse("quantize-weights{bits=4 method=gptq}").run(program)
+    rounded = Pipeline.parse("quantize-weights{bits=4 method=rtn-mse}").run(program)
+    layer = "model.layers.0.mlp.down_proj.weight.q"
+    assert (codes(fitted, layer) != codes(rounded, layer)).any()
+    assert fitted.draft is not None
+    assert rounded.draft is not None
+    name = "draft.layers.0.mlp.down_proj.weight.q"
+    np.testing.assert_array_equal(codes(fitted.draft.program, name), codes(rounded.draft.program, name))
 
 
 def test_a_second_draft_and_a_turned_stream_are_refused(tmp_path: Path) -> None:
