@@ -15,6 +15,9 @@ from tokc.runtime.scheduler import Chunk, Scheduler
 from tokc.runtime.sequence import FinishReason, Logprob, Sequence
 from tokc.runtime.speculation.drafter import Computed
 from tokc.runtime.speculation.speculation import Speculation
+from tokc.runtime.speculation.tree import TokenTree
+
+Drafts = Mapping[Sequence, TokenTree]
 
 
 class Event(NamedTuple):
@@ -48,6 +51,7 @@ class Core:
         self.longest = min(executor.context_length, executor.num_pages * executor.page_size)
         blocks = -(-executor.context_length // executor.page_size)
         self.speculation = speculation
+        self._paths: dict[Sequence, list[int]] = {}
         self._tables = np.zeros((self.scheduler.max_seqs, blocks), np.int32)
 
     @property
@@ -100,47 +104,59 @@ class Core:
         events = self._choose(logits, ready, drafts)
         self._time(chunks, drafts, began_s, drafted_s)
         if self.speculation is not None:
-            self.speculation.observe(_kept(chunks, starts, drafts))
+            self.speculation.observe(_kept(chunks, starts, drafts, self._paths))
         return events
 
-    def _choose(
-        self, logits: Logits, ready: list[Sequence], drafts: Mapping[Sequence, list[int]]
-    ) -> list[Event]:
+    def _choose(self, logits: Logits, ready: list[Sequence], drafts: Drafts) -> list[Event]:
         """Append a token to each sequence that is ready, and more while its draft holds."""
         events = []
         rows, first = {}, 0
         for sequence in ready:
             rows[sequence] = first
             first += 1 + len(drafts.get(sequence, ()))
-        held = 0
+        nodes: dict[Sequence, int | None] = dict.fromkeys(ready)
+        self._paths.clear()
         while ready:
-            wanted = [rows[sequence] + held for sequence in ready]
+            wanted = [rows[sequence] + _row(nodes[sequence]) for sequence in ready]
             choices = sample(logits, ready, wanted, self.executor.likeliest)
             on = []
             for sequence, (token, logprob) in zip(ready, choices, strict=True):
                 sequence.append(token)
                 events.append(Event(sequence, token, logprob, sequence.finish_reason))
-                draft = drafts.get(sequence, [])
-                if sequence.finish_reason is None and held < len(draft) and draft[held] == token:
-                    on.append(sequence)
+                tree, node = drafts.get(sequence), nodes[sequence]
+                child = None if tree is None or sequence.finish_reason else tree.child(node, token)
+                if child is None:
+                    self._settle(sequence, tree, node)
                 else:
-                    self._settle(sequence, len(draft), held)
-            ready, held = on, held + 1
+                    nodes[sequence] = child
+                    on.append(sequence)
+            ready = on
         self.counters.generated_tokens += len(events)
         return events
 
-    def _settle(self, sequence: Sequence, drafted: int, held: int) -> None:
-        """Keep what was computed of a draft as far as it held, and end the sequence if it ended."""
-        if held:
-            self.scheduler.computed(Chunk(sequence, held))
-        if drafted:
-            self.counters.drafts.add(drafted, held)
+    def _settle(self, sequence: Sequence, tree: TokenTree | None, node: int | None) -> None:
+        """Keep what was computed of a draft up to the node that held, and end the sequence if it ended."""
+        path: list[int] = []
+        if tree is not None:
+            path = self._paths[sequence] = tree.path(node)
+            self.counters.drafts.add(len(tree), tree.depth, len(path))
+        if tree is not None and path:
+            self._move(sequence, *tree.moves(node, sequence.computed))
+            self.scheduler.computed(Chunk(sequence, len(path)))
         if self.speculation is not None:
-            self.speculation.learn(sequence, drafted, held)
+            self.speculation.learn(sequence, len(path) + 1)
         if sequence.finish_reason is not None:
             self.finish(sequence)
 
-    def _drafts(self, chunks: Items[Chunk]) -> dict[Sequence, list[int]]:
+    def _move(self, sequence: Sequence, sources: list[int], targets: list[int]) -> None:
+        """Copy entries of a sequence's cache."""
+        if sources:
+            trees, size = self.executor.trees, self.executor.page_size
+            assert trees is not None, "a step held a tree that branches"
+            at = np.array([sources, targets], np.int32)
+            trees.move(*(np.array(sequence.pages, np.int32)[at // size] * size + at % size))
+
+    def _drafts(self, chunks: Items[Chunk]) -> Drafts:
         """Return the tokens to verify beside the chunks, with room in the cache for them."""
         if self.speculation is None:
             return {}
@@ -150,9 +166,7 @@ class Core:
         room = min(self.scheduler.token_budget - tokens, self.executor.max_seqs - len(ends))
         return self.speculation.drafts(decodes, tokens, room, self.scheduler.grow) if decodes else {}
 
-    def _time(
-        self, chunks: Items[Chunk], drafts: Mapping[Sequence, list[int]], began_s: float, drafted_s: float
-    ) -> None:
+    def _time(self, chunks: Items[Chunk], drafts: Drafts, began_s: float, drafted_s: float) -> None:
         """Count the time of a step that ends now; learn from one of decoding alone."""
         now_s = time.perf_counter()
         prefill = sum(c.count for c in chunks if c.count > 1 or not c.sequence.output_length)
@@ -161,7 +175,7 @@ class Core:
         if self.speculation is not None and all(chunk.count == 1 for chunk in chunks):
             self.speculation.timed(len(chunks) + sum(map(len, drafts.values())), now_s - drafted_s)
 
-    def _batch(self, chunks: Items[Chunk], drafts: Mapping[Sequence, list[int]]) -> Batch:
+    def _batch(self, chunks: Items[Chunk], drafts: Drafts) -> Batch:
         ids: list[int] = []
         positions: list[int] = []
         sequences: list[int] = []
@@ -172,7 +186,7 @@ class Core:
             if sequence.started_s is None:
                 sequence.started_s = now
             slot, start = self._update_table(sequence), sequence.computed
-            draft = drafts.get(sequence, [])
+            draft = drafts[sequence].tokens if sequence in drafts else ()
             seqs, blocks = max(seqs, slot + 1), max(blocks, len(sequence.pages))
             ids += sequence.tokens[start : start + count]
             ids += draft
@@ -181,13 +195,14 @@ class Core:
             sequences += [slot] * count
             if start + count == len(sequence.tokens) + len(draft):
                 rows += range(len(ids) - 1 - len(draft), len(ids))
-        return Batch(
+        batch = Batch(
             input_ids=np.array(ids, np.int32),
             positions=np.array(positions, np.int32),
             sequences=np.array(sequences, np.int32),
             block_tables=self._tables[:seqs, :blocks],
             logit_rows=np.array(rows, np.int32),
         )
+        return batch if all(tree.is_chain for tree in drafts.values()) else _branching(batch, chunks, drafts)
 
     def _update_table(self, sequence: Sequence) -> int:
         """Write the pages that were added since the last step; returns the row of the sequence."""
@@ -200,12 +215,34 @@ class Core:
         return slot
 
 
-def _kept(chunks: Items[Chunk], starts: Items[int], drafts: Mapping[Sequence, list[int]]) -> list[Computed]:
+def _row(node: int | None) -> int:
+    """Return the row of a tree's node behind that of its sequence's last token."""
+    return 0 if node is None else node + 1
+
+
+def _branching(batch: Batch, chunks: Items[Chunk], drafts: Drafts) -> Batch:
+    """Return a batch of chains with the trees' positions, entries and ancestors."""
+    positions, entries, ancestors = batch.positions.copy(), batch.positions, np.zeros_like(batch.positions)
+    row = 0
+    for chunk in chunks:
+        row += chunk.count
+        tree = drafts.get(chunk.sequence)
+        if tree is not None:
+            nodes, told = slice(row, row + len(tree)), tree.rows(len(chunk.sequence.tokens))
+            positions[nodes], ancestors[nodes] = told.positions, told.ancestors
+            row += len(tree)
+    return batch._replace(positions=positions, entries=entries, ancestors=ancestors)
+
+
+def _kept(
+    chunks: Items[Chunk], starts: Items[int], drafts: Drafts, paths: Mapping[Sequence, list[int]]
+) -> list[Computed]:
     """Return which rows of a step belong to tokens that stay, of sequences that go on."""
     kept, row = [], 0
     for chunk, start in zip(chunks, starts, strict=True):
-        sequence = chunk.sequence
+        sequence, behind = chunk.sequence, row + chunk.count
         if sequence.finish_reason is None:
-            kept.append(Computed(sequence, row, start, sequence.computed - start))
-        row += chunk.count + len(drafts.get(sequence, ()))
+            path = paths.get(sequence, ())
+            kept.append(Computed(sequence, start, [*range(row, behind), *(behind + node for node in path)]))
+        row = behind + len(drafts.get(sequence, ()))
     return kept

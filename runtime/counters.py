@@ -11,31 +11,27 @@ TPOT_BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 
 
 class DraftCounts:
-    """Counts drafts: `verified` and `accepted` tokens, in all and by their place in the draft."""
+    """Counts drafts: `verified` tokens in all; by place, the drafts that reached it and those that held."""
 
     def __init__(self) -> None:
         """Start with none."""
-        self.drafts = 0
+        self.drafts = self.verified = 0
         self.verified_at: list[int] = []
         self.accepted_at: list[int] = []
-
-    @property
-    def verified(self) -> int:
-        """Return how many drafted tokens were verified."""
-        return sum(self.verified_at)
 
     @property
     def accepted(self) -> int:
         """Return how many of them held."""
         return sum(self.accepted_at)
 
-    def add(self, verified: int, accepted: int) -> None:
-        """Count a draft."""
+    def add(self, nodes: int, depth: int, accepted: int) -> None:
+        """Count a draft of so many tokens, in a row of `depth` at most, of which `accepted` held."""
         self.drafts += 1
-        missing = verified - len(self.verified_at)
+        self.verified += nodes
+        missing = depth - len(self.verified_at)
         self.verified_at += [0] * missing
         self.accepted_at += [0] * missing
-        for place in range(verified):
+        for place in range(depth):
             self.verified_at[place] += 1
             self.accepted_at[place] += place < accepted
 

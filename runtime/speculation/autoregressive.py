@@ -11,7 +11,7 @@ from tokc.runtime.executors.base import Float32s, Logits
 from tokc.runtime.sequence import Sequence
 from tokc.runtime.speculation.acceptance import BUCKETS
 from tokc.runtime.speculation.draft_cache import DraftCache, Part
-from tokc.runtime.speculation.drafter import Branch, Computed, guess
+from tokc.runtime.speculation.drafter import Branch, Computed, draft_token
 
 # A draft's probability of a token is taken as the chance that the token holds until that was measured.
 PROBABILITIES = tuple((bucket + 0.5) / BUCKETS for bucket in range(BUCKETS))
@@ -102,7 +102,7 @@ class AutoregressiveDrafter(ABC):
             entries.ahead.append(branch.tokens[-1])
         self.cache.write(sequence, part.start, end)
         if end == len(sequence.tokens) - self.shift + len(branch.tokens):
-            branch.add(*guess(logits, branch, self._vocabulary))
+            draft_token(logits, branch, self._vocabulary)
         else:
             branch.close()
 

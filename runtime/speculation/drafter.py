@@ -10,38 +10,57 @@ import numpy.typing as npt
 from tokc.runtime.executors.base import Float32s
 from tokc.runtime.sampler import draw, uniform_at
 from tokc.runtime.sequence import Sequence
+from tokc.runtime.speculation.tree import TokenTree
+
+
+class Guess(NamedTuple):
+    """A token, and the drafter's confidence in it."""
+
+    token: int
+    confidence: float
 
 
 @dataclass(slots=True, eq=False)
 class Branch:
     """A draft under way: at most `most` tokens behind a sequence's own, and how sure its drafter is of each.
 
-    `chances` are the probabilities that each token holds if those before it do.
+    `chances` are the probabilities that each token holds if those before it do. At each place there are up to
+    `width` other tokens, with how sure the drafter is of them; none is followed further.
     """
 
     sequence: Sequence
     most: int
+    width: int = 0
     tokens: list[int] = field(default_factory=list)
     confidences: list[float] = field(default_factory=list)
     chances: list[float] = field(default_factory=list)
+    others: list[list[Guess]] = field(default_factory=list)
 
     def close(self) -> None:
         """Draft no further."""
         self.most = len(self.tokens)
 
-    def add(self, token: int, confidence: float) -> None:
-        """Append a token."""
+    def tree(self, depth: int, others: Items[tuple[int, int]] = ()) -> TokenTree:
+        """Return the first `depth` tokens and, by place and number there, `others`."""
+        tokens, parents = self.tokens[:depth], [None, *range(depth - 1)][:depth]
+        for place, which in others:
+            tokens.append(self.others[place][which].token)
+            parents.append(place - 1 if place else None)
+        return TokenTree.arranged(tokens, parents)
+
+    def add(self, token: int, confidence: float, others: Items[Guess] = ()) -> None:
+        """Append a token, and the others at its place."""
         self.tokens.append(token)
         self.confidences.append(confidence)
+        self.others.append(list(others))
 
 
 class Computed(NamedTuple):
-    """Say which rows of a step stay: `kept` from `first_row` on, of a sequence's tokens from `start` on."""
+    """Say which rows of a step stay: those of a sequence's tokens from `start` on, in their order."""
 
     sequence: Sequence
-    first_row: int
     start: int
-    kept: int
+    rows: list[int]
 
 
 class Drafter(Protocol):
@@ -78,8 +97,8 @@ class Drafter(Protocol):
         ...
 
 
-def guess(logits: Float32s, branch: Branch, vocabulary: npt.NDArray[np.int32] | None) -> tuple[int, float]:
-    """Return the token that would follow a branch if f32[vocab] were the model's logits, and its chance.
+def draft_token(logits: Float32s, branch: Branch, vocabulary: npt.NDArray[np.int32] | None) -> None:
+    """Add to a branch the token that would follow if f32[vocab] were the model's logits, and the likeliest.
 
     A drawn token is drawn with the number that the sampler will use for the same place, so that both say
     the same as far as their distributions do.
@@ -93,5 +112,10 @@ def guess(logits: Float32s, branch: Branch, vocabulary: npt.NDArray[np.int32] | 
         place = draw(logits, params, uniform_at(sequence.seed, index))
         sharpness = 1 / params.temperature
     weights = np.exp((logits - logits.max()) * np.float32(sharpness))
-    token = place if vocabulary is None else int(vocabulary[place])
-    return token, float(weights[place]) / float(weights.sum())
+    total, found = float(weights.sum()), []
+    for _ in range(1 + branch.width):
+        token = place if vocabulary is None else int(vocabulary[place])
+        found.append(Guess(token, float(weights[place]) / total))
+        weights[place] = -1
+        place = int(weights.argmax())
+    branch.add(*found[0], found[1:])

@@ -75,11 +75,11 @@ class EagleDrafter(AutoregressiveDrafter):
         self._own.clear()
         features = self._executor.features
         assert features is not None, "an artifact with an eagle tells its features"
-        for sequence, row, start, kept in computed:
+        for sequence, start, rows in computed:
             entries, unread = self.cache.of(sequence), self._unread.get(sequence)
             if unread is None or unread.entries is not entries or unread.end != start:
                 unread = self._unread[sequence] = _Unread(entries, start, self.cache.page_size)
-            unread.add(features[row : row + kept])
+            unread.add(features[rows])
 
     def forget(self, sequence: Sequence) -> None:
         """Forget the entries and features of a sequence."""
@@ -100,10 +100,10 @@ class _Unread:
             entries.filled = start
 
     def add(self, rows: Float32s) -> None:
-        """Append copies of f32[tokens, hidden], letting go of the oldest, page by page."""
+        """Append f32[tokens, hidden], letting go of the oldest, page by page."""
         skipped = min(max(self.entries.filled - self.end, 0), len(rows))
         self.end += len(rows)
-        self._rows.append(rows[skipped:].copy())
+        self._rows.append(rows[skipped:])
         while self.end - self.entries.filled > WINDOW_TOKENS:
             before = self.entries.filled
             self._restart(before + 1)

@@ -11,7 +11,7 @@ from tokc.runtime.executors.base import Batch, Float32s
 from tokc.runtime.executors.drafting import DraftExecutor
 from tokc.runtime.sequence import Sequence
 from tokc.runtime.speculation.autoregressive import PROBABILITIES
-from tokc.runtime.speculation.drafter import Branch, Computed, guess
+from tokc.runtime.speculation.drafter import Branch, Computed, draft_token
 from tokc.runtime.speculation.eagle import DraftingExecutor
 
 
@@ -39,7 +39,7 @@ class MedusaDrafter:
         logits = self._draft.step(Batch(rows * 0, rows * 0, rows, none, rows), features).logits
         for branch, heads in zip(branches, logits, strict=True):
             for row in heads[: branch.most]:
-                branch.add(*guess(row, branch, self._draft.vocabulary))
+                draft_token(row, branch, self._draft.vocabulary)
             branch.close()
         return len(branches)
 
@@ -47,8 +47,8 @@ class MedusaDrafter:
         """Keep the last feature of tokens that stay."""
         features = self._executor.features
         assert features is not None, "an artifact with heads tells its features"
-        for sequence, row, start, kept in computed:
-            self._latest[sequence] = start + kept, features[row + kept - 1].copy()
+        for sequence, start, rows in computed:
+            self._latest[sequence] = start + len(rows), features[rows[-1]].copy()
 
     def forget(self, sequence: Sequence) -> None:
         """Forget the feature of a sequence."""

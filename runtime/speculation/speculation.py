@@ -4,12 +4,14 @@ import time
 from collections.abc import Callable
 from collections.abc import Sequence as Items
 
+from tokc.runtime.executors.base import TREE_NODES
 from tokc.runtime.sequence import Sequence
-from tokc.runtime.speculation.acceptance import HIGHEST, Acceptance, Trust
+from tokc.runtime.speculation.acceptance import BUCKETS, HIGHEST, Acceptance, Trust
 from tokc.runtime.speculation.config import MAX_TOKENS
-from tokc.runtime.speculation.controller import Setting, choose
+from tokc.runtime.speculation.controller import Gains, Other, Setting, choose
 from tokc.runtime.speculation.drafter import Branch, Computed, Drafter
 from tokc.runtime.speculation.step_time import StepTime
+from tokc.runtime.speculation.tree import TokenTree
 
 # What a call of a drafter takes before one was timed, as a share of a step.
 DRAFT_SHARE = 0.15
@@ -22,6 +24,11 @@ PLAIN_STEPS, PLAIN_EVERY = 3, 64
 # A draft that must first catch up with a text pays for it over so many of its tokens at most.
 AMORTIZED_TOKENS = 64
 
+# Where steps may hold trees, so many tokens beside the one that is drafted further. None is likelier than one
+# half, and until it was measured each is taken to hold as often as its drafter says.
+OTHERS = 2
+OTHERS_PRIORS = tuple((bucket + 0.5) / BUCKETS / 2 for bucket in range(BUCKETS))
+
 Grow = Callable[[Sequence, int], int]
 
 
@@ -29,55 +36,74 @@ class Speculation:
     """Drafts with one drafter, as deep for each sequence as pays at its own rate of acceptance."""
 
     def __init__(
-        self, drafter: Drafter, *, most: int = MAX_TOKENS, clock: Callable[[], float] = time.perf_counter
+        self,
+        drafter: Drafter,
+        *,
+        most: int = MAX_TOKENS,
+        trees: bool = False,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """Draft at most `most` tokens for a sequence, none while `paused`; start without experience."""
+        """Draft at most `most` tokens in a row for a sequence, none while `paused`.
+
+        With `trees` a step may verify several tokens at one place.
+        """
         self.paused = False
+        self._width = OTHERS if trees else 0
         self.drafter, self.most = drafter, most
         self.time = StepTime()
         self.draft_time = StepTime(share=DRAFT_SHARE, of=self.time)
         self.acceptance = Acceptance(drafter.priors)
+        self.acceptance_of_others = Acceptance(OTHERS_PRIORS)
         self._clock = clock
         self._trust: dict[Sequence, Trust] = {}
-        self._open: dict[Sequence, Branch] = {}
+        self._open: dict[Sequence, tuple[Branch, int, Items[Other]]] = {}
         self._steps_without = self._steps_with = self._calls = 0
 
     def drafts(
         self, sequences: Items[Sequence], tokens: int, room: int, grow: Grow
-    ) -> dict[Sequence, list[int]]:
+    ) -> dict[Sequence, TokenTree]:
         """Return drafts for sequences that compute their last token in a step of `tokens`.
 
         Together they hold at most `room` tokens; `grow` makes place in the cache for so many tokens behind a
         sequence's own, and returns for how many there is.
         """
+        self._open.clear()
         if self.paused:
             return {}
         branches = [branch for sequence in sequences for branch in self._branch(sequence, room)]
-        self._open = {branch.sequence: branch for branch in branches}
-        if not branches or self._measures_plain(tokens):
+        if not branches or (tokens == len(sequences) and self._measures_plain(tokens)):
             self._steps_with = 0
             return {}
         if self.drafter.stride == 0:
             self._extend(branches)
         self._steps_with += 1
-        depths = self._drafted(
-            branches,
-            Setting(tokens, len(sequences), room, 0.0, self.time.seconds, self._draft_s, self._due),
-            grow,
-        )
-        return {branch.sequence: branch.tokens[:depth] for branch, depth in depths.items() if depth}
+        made = len(sequences)
+        setting = Setting(tokens, made, room, 0.0, self.time.seconds, self._draft_s, self._due)
+        drafted = self._drafted(branches, setting, grow)
+        self._open = {branch.sequence: (branch, depth, others) for branch, depth, others in drafted}
+        return {branch.sequence: branch.tree(depth, others) for branch, depth, others in drafted}
 
-    def learn(self, sequence: Sequence, drafted: int, held: int) -> None:
-        """Note how a draft went of which `drafted` tokens were verified; of 0, that there was none."""
-        branch, trust = self._open.pop(sequence, None), self._trust.get(sequence)
-        if branch is None or trust is None:
+    def learn(self, sequence: Sequence, made: int) -> None:
+        """Note that a step made the last `made` tokens of a sequence, by a draft or without any."""
+        trust = self._trust.get(sequence)
+        if trust is None:
             return
-        if not drafted:
+        if sequence not in self._open:
             trust.relax()
-        ended = sequence.finish_reason is not None
-        for place in range(min(held + (not ended), drafted)):
-            trust.learn(branch.chances[place], held=place < held)
-            self.acceptance.learn(place, branch.confidences[place], held=place < held)
+            return
+        branch, depth, others = self._open.pop(sequence)
+        for place, token in enumerate(sequence.tokens[-made:]):
+            for at, which in others:
+                if at == place:
+                    other = branch.others[place][which]
+                    self.acceptance_of_others.learn(place, 2 * other.confidence, held=other.token == token)
+            if place >= depth:
+                break
+            held = branch.tokens[place] == token
+            trust.learn(branch.chances[place], held=held)
+            self.acceptance.learn(place, branch.confidences[place], held=held)
+            if not held:
+                break
 
     def timed(self, tokens: int, seconds: float) -> None:
         """Note what a step of so many tokens took."""
@@ -106,13 +132,16 @@ class Speculation:
         if most <= 0 or self.drafter.due(sequence) is None:
             return ()
         self._trust.setdefault(sequence, Trust())
-        return (Branch(sequence, most),)
+        return (Branch(sequence, most, self._width),)
 
-    def _drafted(self, branches: Items[Branch], setting: Setting, grow: Grow) -> dict[Branch, int]:
-        """Draft as long as a further token pays; returns how many of each draft to verify."""
+    def _drafted(
+        self, branches: Items[Branch], setting: Setting, grow: Grow
+    ) -> list[tuple[Branch, int, list[Other]]]:
+        """Draft as long as a further token pays; returns how deep to verify each branch, and its others."""
         while True:
-            depths = choose(setting, [(branch, self._gains(branch)) for branch in branches]).depths
-            probe = not depths and self._probes(branches)
+            choice = choose(setting, [self._gains(branch) for branch in branches])
+            depths = choice.depths
+            probe = not (depths or choice.others) and self._probes(branches)
             if probe:
                 depths = {min(branches, key=self._due): 1}
             depths = {branch: grow(branch.sequence, depth) for branch, depth in depths.items()}
@@ -120,8 +149,21 @@ class Speculation:
             if going:
                 setting = setting._replace(spent_s=setting.spent_s + self._extend(going))
             if probe or not going:
-                self._steps_without = 0 if any(depths.values()) else self._steps_without + 1
-                return depths
+                found = [self._cut(branch, depths, choice.others, grow) for branch in branches]
+                found = [one for one in found if one[1] or one[2]]
+                self._steps_without = 0 if found else self._steps_without + 1
+                return found
+
+    @staticmethod
+    def _cut(
+        branch: Branch, depths: dict[Branch, int], others: dict[Branch, list[Other]], grow: Grow
+    ) -> tuple[Branch, int, list[Other]]:
+        """Return depth and others of a branch, as far as there is place for them."""
+        depth, wanted = min(depths.get(branch, 0), len(branch.tokens)), others.get(branch, [])
+        kept = [one for one in wanted if one[0] <= depth][: TREE_NODES - depth]
+        if kept:
+            kept = kept[: max(grow(branch.sequence, depth + len(kept)) - depth, 0)]
+        return branch, depth, kept
 
     def _probes(self, branches: Items[Branch]) -> bool:
         """Say whether to draft although it does not seem to pay, so that figures do not grow old."""
@@ -144,15 +186,20 @@ class Speculation:
             self.draft_time.learn(computed, seconds)
         return seconds
 
-    def _gains(self, branch: Branch) -> list[float]:
-        """Return for each place how likely its token is made, drafted already or not."""
+    def _gains(self, branch: Branch) -> Gains:
+        """Return how likely the token at each place is made, drafted already or not, and the others."""
         factor, gain, gains = self._trust[branch.sequence].factor, 1.0, []
+        others: list[tuple[float, Other]] = []
         for place in range(branch.most):
             drafted = place < len(branch.chances)
+            if drafted:
+                for which, other in enumerate(branch.others[place]):
+                    chance = self.acceptance_of_others.chance(place, 2 * other.confidence)
+                    others.append((gain * min(chance, HIGHEST), (place, which)))
             chance = branch.chances[place] if drafted else self.acceptance.expected(place)
             gain *= min(chance * factor, HIGHEST)
             gains.append(gain)
-        return gains
+        return Gains(branch, gains, others)
 
     def _draft_s(self, place: int, tokens: float) -> float:
         """Return the seconds of drafting the tokens at a place; a call drafts `stride` of them."""

@@ -26,7 +26,9 @@ def speculation_of(
         config = SpeculativeConfig(built.kind)
     if config is None or config.method == "none":
         return None
-    return Speculation(_drafter(config, artifact, executor, threads), most=config.most)
+    return Speculation(
+        _drafter(config, artifact, executor, threads), most=config.most, trees=executor.trees is not None
+    )
 
 
 def _drafter(

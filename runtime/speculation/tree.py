@@ -61,6 +61,19 @@ class TokenTree:
         """Return how many nodes there are."""
         return len(self.tokens)
 
+    @property
+    def is_chain(self) -> bool:
+        """Say whether every node has at most one child, so that a step need not be told of a tree."""
+        return self.parents == (None, *range(len(self) - 1))[: len(self)]
+
+    @property
+    def depth(self) -> int:
+        """Return how many nodes the longest path has."""
+        depths: list[int] = []
+        for parent in self.parents:
+            depths.append(1 if parent is None else depths[parent] + 1)
+        return max(depths, default=0)
+
     def path(self, node: int | None) -> list[int]:
         """Return the nodes from the root to `node`, which is the last; none for None."""
         found: list[int] = []

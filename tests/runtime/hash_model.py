@@ -5,6 +5,8 @@ page that is shared, freed or written wrongly changes the tokens; a page that wa
 once.
 """
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
@@ -29,14 +31,15 @@ def history_logits(tokens: list[int], vocab: int = VOCAB) -> Float32s:
     """Return the logits after `tokens`, without any cache: the reference."""
     state = 0
     for position, token in enumerate(tokens):
-        state = _mix(state, _entry(token, position))
-    return _logits(state, vocab)
+        state = mix(state, entry_of(token, position))
+    return logits_of(state, vocab)
 
 
 class HashModel:
     """An executor whose cache holds one number a token."""
 
     likeliest = None  # the host finds it
+    trees: Any = None
 
     def __init__(
         self,
@@ -72,9 +75,9 @@ class HashModel:
             batch.input_ids.tolist(), batch.positions.tolist(), batch.sequences.tolist(), strict=True
         ):
             page = batch.block_tables[row, position // self.page_size]
-            self.cache[page, position % self.page_size] = _entry(token, 0 if self.memory else position)
+            self.cache[page, position % self.page_size] = entry_of(token, 0 if self.memory else position)
         return np.stack(
-            [_logits(self._read(batch, index), self.vocab_size) for index in batch.logit_rows.tolist()]
+            [logits_of(self._read(batch, index), self.vocab_size) for index in batch.logit_rows.tolist()]
             or [np.zeros(self.vocab_size, np.float32)]
         )[: len(batch.logit_rows)]
 
@@ -89,7 +92,7 @@ class HashModel:
             page = batch.block_tables[row, position // self.page_size]
             entry = self.cache[page, position % self.page_size]
             assert entry is not None, f"slot {position % self.page_size} of page {page} was never written"
-            state = _mix(state, entry)
+            state = mix(state, entry)
         return state
 
 
@@ -105,14 +108,17 @@ def byte_tokenizer() -> Tokenizer:
     return Tokenizer(fast.to_str())
 
 
-def _entry(token: int, position: int) -> int:
+def entry_of(token: int, position: int) -> int:
+    """Return what the cache holds of a token."""
     return ((token + 1) * _MULTIPLIER + (position + 1) * 0xC2B2_AE3D_27D4_EB4F) & _MASK
 
 
-def _mix(state: int, entry: int) -> int:
+def mix(state: int, entry: int) -> int:
+    """Return the state after one more entry."""
     state = ((state ^ entry) * _MULTIPLIER) & _MASK
     return state ^ (state >> 29)
 
 
-def _logits(state: int, vocab: int) -> Float32s:
+def logits_of(state: int, vocab: int) -> Float32s:
+    """Return the logits of a state."""
     return np.random.Generator(np.random.Philox(key=state)).standard_normal(vocab, np.float32) * np.float32(3)

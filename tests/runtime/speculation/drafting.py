@@ -7,9 +7,10 @@ from typing import Any
 from tests.runtime.hash_model import EOS, HashModel, byte_tokenizer
 from tokc.runtime.core import Core
 from tokc.runtime.engine import Engine
+from tokc.runtime.executors.base import TREE_NODES
 from tokc.runtime.sequence import Result, SamplingParams
 from tokc.runtime.sequence import Sequence as Tokens
-from tokc.runtime.speculation.drafter import Branch, Computed, Drafter
+from tokc.runtime.speculation.drafter import Branch, Computed, Drafter, Guess
 from tokc.runtime.speculation.ngram import NgramDrafter
 from tokc.runtime.speculation.speculation import Speculation
 
@@ -42,7 +43,8 @@ class Arbitrary:
                 continue
             for _ in range(max(self.stride, 1)):
                 if len(branch.tokens) < branch.most:
-                    branch.add(self._token(branch), self._random.random())
+                    others = [Guess(self._token(branch), self._random.random()) for _ in range(branch.width)]
+                    branch.add(self._token(branch), self._random.random(), others)
         return len(branches)
 
     def _token(self, branch: Branch) -> int:
@@ -72,14 +74,20 @@ class Eager(Speculation):
     def _measures_plain(self, tokens: int) -> bool:
         return False
 
-    def _drafted(self, branches: Any, setting: Any, grow: Any) -> dict[Branch, int]:
-        room = setting.room
+    def _drafted(self, branches: Any, setting: Any, grow: Any) -> list[Any]:
+        room, size = setting.room, 1 + self._width
         for branch in branches:
-            branch.most = min(branch.most, grow(branch.sequence, min(branch.most, room)))
-            room -= branch.most
+            branch.most = min(branch.most, grow(branch.sequence, min(branch.most * size, room)) // size)
+            room -= branch.most * size
         while going := [branch for branch in branches if len(branch.tokens) < branch.most]:
             self._extend(going)
-        return {branch: min(branch.most, len(branch.tokens)) for branch in branches}
+        found = []
+        for branch in branches:
+            depth = min(branch.most, len(branch.tokens))
+            others = [(place, at) for place in range(depth) for at in range(len(branch.others[place]))]
+            if depth:
+                found.append((branch, depth, others[: TREE_NODES - depth]))
+        return found
 
 
 def engine_of(executor: HashModel, speculation: Speculation | None = None, **options: Any) -> Engine:

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from tokc.runtime.sequence import SamplingParams
 from tokc.runtime.sequence import Sequence as Tokens
-from tokc.runtime.speculation.controller import LEAST_GAIN, MARGIN, Setting, choose
+from tokc.runtime.speculation.controller import LEAST_GAIN, MARGIN, Gains, Setting, choose
 from tokc.runtime.speculation.drafter import Branch, Computed
 from tokc.runtime.speculation.speculation import Speculation
+from tokc.runtime.speculation.tree import TokenTree
 
 CHANCES = st.lists(st.floats(0.05, 0.99), min_size=0, max_size=4)
 SECONDS = st.floats(1e-4, 1.0)
@@ -59,7 +60,7 @@ def test_what_is_chosen_wins_by_its_own_figures(
         lambda _, count: draft * bool(count),
         lambda _: 1.0,
     )
-    choice = choose(setting, list(zip(branches, gains, strict=True)))
+    choice = choose(setting, list(map(Gains, branches, gains)))
     depths = [choice.depths.get(branch, 0) for branch in branches]
     assert sum(depths) <= room
     assert choice.plain_rate == pytest.approx(rate_of(setting, gains, [0] * len(rows)))
@@ -108,7 +109,7 @@ class World:
     def close(self) -> None:
         """Let go of nothing."""
 
-    def drafts(self, sequences: Sequence[Tokens]) -> dict[Tokens, list[int]]:
+    def drafts(self, sequences: Sequence[Tokens]) -> dict[Tokens, TokenTree]:
         return self.speculation.drafts(sequences, len(sequences), 256, lambda _, count: count)
 
     def tokens_per_s(self, batch: int, steps: int) -> float:
@@ -120,11 +121,12 @@ class World:
             self.now_s += seconds
             self.speculation.timed(count, seconds)
             for index, sequence in enumerate(sequences):
-                draft, held = drafts.get(sequence, []), 0
-                while held < len(draft) and self.random.random() < self.holds(index, held):
+                length, held = len(drafts.get(sequence, ())), 0
+                while held < length and self.random.random() < self.holds(index, held):
                     held += 1
                 made += held + 1
-                self.speculation.learn(sequence, len(draft), held)
+                sequence.tokens += [0] * held + [1]
+                self.speculation.learn(sequence, held + 1)
         return made / self.now_s
 
 

@@ -46,7 +46,7 @@ class AcceptedByTheDraft(Eager):
         self.random = Random(3)
         self.begun: dict[Tokens, tuple[int, Branch]] = {}
 
-    def _drafted(self, branches: Any, setting: Any, grow: Any) -> dict[Branch, int]:
+    def _drafted(self, branches: Any, setting: Any, grow: Any) -> list[Any]:
         self.begun = {branch.sequence: (branch.sequence.output_length, branch) for branch in branches}
         return super()._drafted(branches, setting, grow)
 
