@@ -16,7 +16,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet --no-inp
 SAY = @printf '\033[1m==>\033[0m %s\n'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo onnx-fixtures test test-gpu test-cross soak check fix bench quality lines wheel clean
+.PHONY: help demo onnx-fixtures test test-gpu test-cross soak check fix bench gpu-tiles quality lines wheel clean
 
 help: ## Print this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -71,6 +71,9 @@ fix: $(STAMPS)/dev ## Format, and mend what ruff can mend
 
 bench: $(STAMPS)/dev ## Measure tokc beside every peer, each in its own environment; writes out/bench/cpu.json
 	@$(BIN)/python -m bench --out $(OUT)/bench $(ARGS)
+
+gpu-tiles: $(STAMPS)/dev ## Choose the GPU kernels' tiles anew (no GPU, about 20 minutes); writes targets/gpu/tiles.toml
+	@$(BIN)/python -m bench.gpu_tiles $(ARGS)
 
 quality: $(STAMPS)/dev ## Score every quantization method on SmolLM2; writes docs/quality.md (ARGS="--only gptq-w4")
 	@$(BIN)/python -m bench.quality --out $(OUT)/bench --markdown docs/quality.md $(ARGS)

@@ -35,7 +35,8 @@ class DeviceLogits:
         if not self._here[row]:
             self._fetch(row, 1)
             self._here[row] = True
-        return self._rows[row]
+        found: Float32s = self._rows[row]
+        return found
 
     def __array__(self, dtype: Any = None, /, *, copy: bool | None = None) -> Any:
         """Return all rows, as numpy asks for them."""

@@ -1,7 +1,7 @@
 """The tiles that matrix products get by default, by architecture: a table made by `make gpu-tiles`.
 
-A weight is of a class by its rows: up to `FEW` there are few, from `MANY` on there are many. What the table
-does not have, an architecture or columns that a tile does not divide, is left to the rule in `linear`.
+A weight is of a class by its rows: the fewest, few, a middling number or many. What the table does not have,
+an architecture or columns that a tile does not divide, is left to the rule in `linear`.
 """
 
 import tomllib
@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 
 TABLE = Path(__file__).with_suffix(".toml")
-FEW, MANY = 2048, 16384
+FEWEST, FEW, MANY = 1024, 2048, 16384
 HEAD = """\
 # Made by `make gpu-tiles`: of candidates compiled for an architecture, the pair of the least predicted time.
 # A tile is [rows of the weight, columns, warps, stages].
@@ -42,12 +42,19 @@ class Row:
 
 def class_of(n: int) -> str:
     """Return the class of a weight of n rows."""
-    return "few" if n <= FEW else "middle" if n < MANY else "many"
+    if n <= FEW:
+        return "fewest" if n <= FEWEST else "few"
+    return "middle" if n < MANY else "many"
 
 
 def shipped(architecture: str, bits: int, n: int) -> Row | None:
     """Return the row of the table, None if it has none."""
     return _table().get((architecture, bits, class_of(n)))
+
+
+def shipped_rows() -> tuple[Row, ...]:
+    """Return the whole table."""
+    return tuple(_table().values())
 
 
 def table_text(rows: Iterable[Row]) -> str:
