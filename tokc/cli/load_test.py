@@ -53,6 +53,10 @@ def load_test(
 
     if (artifact is None) == (url is None):
         raise typer.BadParameter("give an artifact, or --url", param_hint="ARTIFACT")
+    if url is not None and speculative is not None:
+        raise typer.BadParameter(
+            "a server was told how to draft when it began", param_hint="--speculative-config"
+        )
     work = named_workload(workload, calibration_text())
     effort = Effort(requests, repetitions, tuple(parse_slo(text) for text in slo or ()))
     carbon = parse_carbon(grid_intensity, pue, watts)
