@@ -26,6 +26,7 @@ from tokc.cli import (
     serve,
     sign,
     targets,
+    train_heads,
     tune,
     verify,
     verify_signature,
@@ -45,6 +46,7 @@ app = typer.Typer(
 )
 app.command()(build.build)
 app.command()(tune.tune)
+app.command()(train_heads.train_heads)
 app.command()(run.run)
 app.command()(serve.serve)
 app.command()(deploy.deploy)

@@ -15,7 +15,7 @@ from tokc.errors import TokcError
 if TYPE_CHECKING:
     from rich.console import Console
 
-REPEATED = frozenset({"item", "pack", "window"})
+REPEATED = frozenset({"answers:", "features:", "item", "pack", "step", "window"})
 
 
 def console(*, error: bool = False) -> "Console":
