@@ -24,12 +24,37 @@ PLAIN_STEPS, PLAIN_EVERY = 3, 64
 # A draft that must first catch up with a text pays for it over so many of its tokens at most.
 AMORTIZED_TOKENS = 64
 
+# To weigh drafts takes time of its own, and the more the more sequences there are. From so many on, steps
+# after one for which none paid go without a look: one, then twice as many each time, up to so many.
+RESTING_SEQUENCES, MOST_REST = 4, 8
+
 # Where steps may hold trees, so many tokens beside the one that is drafted further. None is likelier than one
 # half, and until it was measured each is taken to hold as often as its drafter says.
 OTHERS = 2
 OTHERS_PRIORS = tuple((bucket + 0.5) / BUCKETS / 2 for bucket in range(BUCKETS))
 
 Grow = Callable[[Sequence, int], int]
+
+
+class Rest:
+    """Counts the steps that go without a look at drafts; fewer sequences end it."""
+
+    def __init__(self) -> None:
+        """Be awake."""
+        self._left = self._length = self._sequences = 0
+
+    def goes_on(self, sequences: int) -> bool:
+        """Say whether a step of so many sequences goes without a look, and count it."""
+        if not self._left or sequences < self._sequences:
+            return False
+        self._left -= 1
+        return True
+
+    def note(self, sequences: int, *, paid: bool) -> None:
+        """Note whether a step for which drafts were weighed has any."""
+        rests = not paid and sequences >= RESTING_SEQUENCES
+        self._length = min(2 * self._length or 1, MOST_REST) if rests else 0
+        self._left, self._sequences = self._length, sequences
 
 
 class Speculation:
@@ -58,6 +83,7 @@ class Speculation:
         self._trust: dict[Sequence, Trust] = {}
         self._open: dict[Sequence, tuple[Branch, int, Items[Other]]] = {}
         self._steps_without = self._steps_with = self._calls = 0
+        self._rest = Rest()
 
     def drafts(
         self, sequences: Items[Sequence], tokens: int, room: int, grow: Grow
@@ -70,6 +96,9 @@ class Speculation:
         self._open.clear()
         if self.paused:
             return {}
+        if self._rest.goes_on(len(sequences)):
+            self._steps_without += 1
+            return {}
         branches = [branch for sequence in sequences for branch in self._branch(sequence, room)]
         if not branches or (tokens == len(sequences) and self._measures_plain(tokens)):
             self._steps_with = 0
@@ -80,6 +109,7 @@ class Speculation:
         made = len(sequences)
         setting = Setting(tokens, made, room, 0.0, self.time.seconds, self._draft_s, self._due)
         drafted = self._drafted(branches, setting, grow)
+        self._rest.note(len(sequences), paid=bool(drafted))
         self._open = {branch.sequence: (branch, depth, others) for branch, depth, others in drafted}
         return {branch.sequence: branch.tree(depth, others) for branch, depth, others in drafted}
 
