@@ -45,7 +45,7 @@ def test_a_twin_is_always_right(
         drafted = answers_of(engine, prompts, **options)
         assert [one.token_ids for one in drafted] == [one.token_ids for one in plain]
     counts = engine.counters.drafts
-    ended = 2 * sum(one.finish_reason == "stop" for one in plain)  # what was drafted behind an end never holds
+    ended = 2 * sum(one.finish_reason == "stop" for one in plain)  # nothing behind an end holds
     assert counts.verified - counts.accepted <= counts.drafts + 4 * ended
     unfinished = [one for one in plain if len(one.token_ids) > 4]
     assert counts.accepted > 0 or not unfinished or budget < 4
