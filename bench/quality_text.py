@@ -33,7 +33,10 @@ def markdown(found: dict[str, Any]) -> str:
     commits = sorted({row["commit"] for row in found["rows"].values()})
     text += f"\n{found['machine']['cpu']}, {found['machine']['cores']} cores; commit {', '.join(commits)}.\n"
     if any("no_kernel" in row for row in found["rows"].values()):
-        text += "\nWithout a rate: no CPU kernel runs the format, the program was scored in onnxruntime.\n"
+        text += (
+            "\nWithout a rate: no CPU kernel runs the format, the program was scored in onnxruntime;"
+            " or the row was not timed.\n"
+        )
     if any(row["passes"].startswith(PEER) for row in found["rows"].values()):
         text += (
             "\nllama.cpp's rows are files of its own quantize (no importance matrix) as tokc imports them, "
