@@ -15,6 +15,7 @@ from tokc.passes.quantization.calibrated import Job, quantize_in_order
 from tokc.passes.quantization.experts import calibratable, is_experts, joined, quant_moe_linear
 from tokc.passes.quantization.grid import F32, NARROW, WIDE, WIDTHS, Grid, Quantized
 from tokc.passes.quantization.methods import CALIBRATED, METHODS, Method, MethodName, without_calibration
+from tokc.passes.quantization.narrow_scales import with_narrow_scales
 from tokc.passes.quantization.pack import Packed, pack
 from tokc.passes.quantization.stored import Stored, in_f32, source_of, stored_weight
 from tokc.passes.quantization.weights import Once, is_head, replace_node, require_finite, weight_readers
@@ -268,7 +269,7 @@ def _quantized(name: str, source: Stored | ir.TensorProtocol, method: Method, gr
 
 
 def _rounded(w: F32, method: Method, grid: Grid) -> Quantized:
-    return grid.with_narrow_scales(w, method.quantize(w, grid))
+    return with_narrow_scales(w, grid, method.quantize(w, grid))
 
 
 def _kept(value: ir.Value, stored: Stored, grid: Grid) -> _Weight:

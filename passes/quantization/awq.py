@@ -13,6 +13,7 @@ import numpy as np
 
 from tokc.passes.quantization.gptq import nearer_rows
 from tokc.passes.quantization.grid import F32, Grid, Quantized, row_chunks
+from tokc.passes.quantization.narrow_scales import with_narrow_scales
 from tokc.quality.calibration import Statistics
 
 SHRINKS = np.linspace(0.95, 0.5, 10, dtype=np.float32)  # a group's largest magnitude after clipping
@@ -44,7 +45,8 @@ class ClippedRounding:
 
         with ThreadPoolExecutor(self.threads) as pool:
             list(pool.map(work, row_chunks(*w.shape, elements=CHUNK)))
-        candidates = [grid.with_narrow_scales(w, one) for one in (Quantized(codes, scale, offset), nearest)]
+        found = Quantized(codes, scale, offset)
+        candidates = [with_narrow_scales(w, grid, one) for one in (found, nearest)]
         return nearer_rows(w, grid, candidates, statistics, self.threads)
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tokc.passes.quantization.grid import F32, Codes, Grid, Quantized, row_chunks
+from tokc.passes.quantization.narrow_scales import with_narrow_scales
 from tokc.passes.quantization.rtn import RoundToNearest
 from tokc.passes.quantization.rtn_mse import RoundToNearestMse
 from tokc.quality.calibration import Statistics
@@ -49,7 +50,7 @@ class Gptq:
 
         Raises: NotFinite if `w` holds an infinity or a NaN.
         """
-        fitted = grid.with_narrow_scales(w, self.scales.quantize(w, grid))
+        fitted = with_narrow_scales(w, grid, self.scales.quantize(w, grid))
         order = np.argsort(-np.diagonal(statistics.gram), kind="stable")
         damp = min(max(len(order) / statistics.tokens, self.damp[0]), self.damp[1])
         factor = inverse_factor(statistics.gram[np.ix_(order, order)], damp)
@@ -62,7 +63,7 @@ class Gptq:
         with ThreadPoolExecutor(self.threads) as pool:
             list(pool.map(work, chunks))
         found = Quantized(codes, fitted.scale, fitted.offset)
-        nearest = grid.with_narrow_scales(w, grid.quantize(w))
+        nearest = with_narrow_scales(w, grid, grid.quantize(w))
         return nearer_rows(w, grid, [found, fitted, nearest], statistics, self.threads)
 
 

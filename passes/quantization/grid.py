@@ -19,14 +19,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from tokc.passes.quantization.narrow_scales import narrowed
-
 F32 = npt.NDArray[np.float32]
 F16 = npt.NDArray[np.float16]
 Codes = npt.NDArray[np.uint8 | np.int8]
 
 NARROW, WIDE = 4, 8  # bits of a code: up to NARROW it is unsigned, at WIDE signed
 WIDTHS = (2, 3, NARROW, WIDE)
+NARROW_SCALE = 8  # bits of a scale, 16 otherwise
 FP16_MAX = np.float32(65504.0)
 
 
@@ -47,7 +46,7 @@ class Quantized:
 class Grid:
     """Describe a grid: `bits` a code, `group` columns a scale, and whether it is centred on zero.
 
-    Scales of 8 bits are fp16 numbers too (`narrow_scales.py`): `with_narrow_scales` makes them.
+    Scales of 8 bits are fp16 numbers too; `narrow_scales.py` makes them.
     """
 
     bits: int = 4
@@ -61,9 +60,9 @@ class Grid:
             raise ValueError(f"a grid has 2, 3, 4 or 8 bits, not {self.bits}")
         if self.bits == WIDE and not self.symmetric:
             raise ValueError("a grid of 8 bits is symmetric")
-        if self.scale_bits not in {WIDE, 16}:
+        if self.scale_bits not in {NARROW_SCALE, 16}:
             raise ValueError(f"a scale has 8 or 16 bits, not {self.scale_bits}")
-        if self.scale_bits == WIDE and not self.symmetric:
+        if self.scale_bits == NARROW_SCALE and not self.symmetric:
             raise ValueError("scales of 8 bits go with symmetric grids")
         if self.group < 1:
             raise ValueError(f"a group has at least one column, not {self.group}")
@@ -95,11 +94,11 @@ class Grid:
             raise NotFinite("the weight holds a value that is not finite")
         if not self.symmetric:
             steps = np.float32(self.code_range[1])
-            return _half(high / steps - low / steps), _half(low)
+            return half(high / steps - low / steps), half(low)
         if self.bits == WIDE:
-            return _half(np.maximum(-low, high) / np.float32(127)), None
+            return half(np.maximum(-low, high) / np.float32(127)), None
         extreme = np.where(-low > high, low, high)
-        return _half(extreme / np.float32(-self.zero_point)), None
+        return half(extreme / np.float32(-self.zero_point)), None
 
     def encode(self, w: F32, scale: F16, offset: F16 | None = None) -> Codes:
         """Return the nearest codes of `w`; groups with a scale of zero get the code that means zero."""
@@ -127,13 +126,6 @@ class Grid:
         """Round `w` to the nearest point of the grid that spans each group."""
         scale, offset = self.fit(w)
         return Quantized(self.encode(w, scale, offset), scale, offset)
-
-    def with_narrow_scales(self, w: F32, quantized: Quantized) -> Quantized:
-        """Return whole rows of `w` on this grid, scales moved to the nearest of `scale_bits`."""
-        if self.scale_bits != WIDE:
-            return quantized
-        scale = narrowed(quantized.scale)
-        return Quantized(self.encode(w, scale), scale)
 
     def dequantize(self, quantized: Quantized) -> F32:
         """Return what `quantized` stands for."""
@@ -163,6 +155,6 @@ def row_chunks(rows: int, columns: int, *, elements: int = 1 << 22) -> Iterator[
         yield slice(start, min(rows, start + step))
 
 
-def _half(values: F32) -> F16:
+def half(values: F32) -> F16:
     """Round to fp16, keeping what is too large for it at its largest value."""
     return np.clip(values, -FP16_MAX, FP16_MAX).astype(np.float16)

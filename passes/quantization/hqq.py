@@ -20,7 +20,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from tokc.passes.quantization.grid import F16, F32, FP16_MAX, Grid, Quantized
+from tokc.passes.quantization.grid import F32, Grid, Quantized, half
 from tokc.passes.quantization.group_search import divided, nearer, search_groups
 
 PATIENCE = 4  # turns
@@ -60,11 +60,11 @@ class HalfQuadratic:
         ):  # what is too large for f32 is too large for fp16, and is clipped to it
             if nearest.offset is None:
                 stretch = self._stretch(divided(turned, scale), grid)
-                found, offset = _half(scale * stretch).reshape(shape), None
+                found, offset = half(scale * stretch).reshape(shape), None
             else:
                 start = divided(nearest.offset.astype(np.float32).reshape(-1), scale)
                 shift = self._shift(divided(turned, scale), start, grid)
-                found, offset = nearest.scale, _half(scale * shift).reshape(shape)
+                found, offset = nearest.scale, half(scale * shift).reshape(shape)
         moved = Quantized(grid.encode(w, found, offset), found, offset)
         return nearer(w, grid, moved, nearest, self.norm)
 
@@ -121,7 +121,3 @@ class HalfQuadratic:
             slack = np.maximum(size - divided(powers, size) / np.float32(self.beta * self.kappa**turn), 0)
             parameter = moved(x, parameter[kept], error, np.copysign(slack, error))
         return best
-
-
-def _half(values: F32) -> F16:
-    return np.clip(values, -FP16_MAX, FP16_MAX).astype(np.float16)

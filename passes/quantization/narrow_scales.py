@@ -10,12 +10,19 @@ its scales in fp16, and only a target that can reads the counts. A row's largest
 import numpy as np
 import numpy.typing as npt
 
-F32 = npt.NDArray[np.float32]
-F16 = npt.NDArray[np.float16]
+from tokc.passes.quantization.grid import F16, F32, FP16_MAX, NARROW_SCALE, Grid, Quantized
+
 MOST = 127  # of a count
-FP16_MAX = np.float32(65504)
 LEAST_UNIT = 2.0**-21  # 8 * 2**-24: what is finer is no fp16 number
 UNITS = 2  # candidates for a row's unit: the least that holds its largest scale, and the next
+
+
+def with_narrow_scales(w: F32, grid: Grid, quantized: Quantized) -> Quantized:
+    """Return whole rows of `w` with scales of the grid's `scale_bits`: those of 8 are moved, codes follow."""
+    if grid.scale_bits != NARROW_SCALE:
+        return quantized
+    scale = narrowed(quantized.scale)
+    return Quantized(grid.encode(w, scale), scale)
 
 
 def narrowed(scale: F16) -> F16:

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from tokc.passes.quantization.grid import F16, F32, FP16_MAX, Grid, Quantized
+from tokc.passes.quantization.grid import F16, F32, Grid, Quantized, half
 from tokc.passes.quantization.group_search import divided, nearer, search_groups
 
 SHRINKS = np.linspace(1.1, 0.4, 15, dtype=np.float32)  # the searched end of a group over its extreme
@@ -73,7 +73,7 @@ def _centred(w: F32, grid: Grid) -> tuple[F16, None]:
     for _ in range(REFINEMENTS):
         q = np.clip(np.rint(divided(unit, scale)), low, high)
         scale = divided((q * unit).sum(axis=0), (q * q).sum(axis=0))
-    return _half(scale * extreme), None
+    return half(scale * extreme), None
 
 
 def _shifted(w: F32, grid: Grid) -> tuple[F16, F16]:
@@ -92,7 +92,7 @@ def _shifted(w: F32, grid: Grid) -> tuple[F16, F16]:
     for _ in range(REFINEMENTS):
         q = np.clip(np.rint(divided(unit - offset, scale)), 0, top)
         scale, offset, _ = _line(q, unit, mean)
-    return _half(scale * span * 2), _half(offset * span * 2 + low)
+    return half(scale * span * 2), half(offset * span * 2 + low)
 
 
 def _cuts() -> Iterator[tuple[np.float32, np.float32]]:
@@ -108,7 +108,3 @@ def _line(q: F32, unit: F32, mean: F32) -> tuple[F32, F32, F32]:
     along = (q * unit).sum(axis=0)
     slope = divided(along, (q * q).sum(axis=0))
     return slope, mean - slope * centre, along * slope
-
-
-def _half(values: F32) -> F16:
-    return np.clip(values, -FP16_MAX, FP16_MAX).astype(np.float16)

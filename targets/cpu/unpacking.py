@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tokc.passes.quantization.grid import NARROW_SCALE
 from tokc.targets.cpu.isa import Isa
 from tokc.targets.cpu.kernels.linear import Linear
-from tokc.targets.cpu.kernels.quant_linear import GROUP, NARROW_SCALE, QuantLinear
+from tokc.targets.cpu.kernels.quant_linear import GROUP, QuantLinear
 from tokc.targets.cpu.kernels.quant_linear_codes import QUADS, fields
 
 Array = npt.NDArray[Any]

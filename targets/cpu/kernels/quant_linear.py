@@ -15,12 +15,12 @@ The weight is cut into tiles of `lanes` output rows. A tile holds, each part at 
 from dataclasses import dataclass
 from typing import Any
 
+from tokc.passes.quantization.grid import NARROW_SCALE
 from tokc.targets.cpu.isa import Isa
 
 GROUP = 32
 L2_BYTES = 1 << 20
 TILES_AT_ONCE = 2
-NARROW_SCALE = 8
 
 
 @dataclass(frozen=True)

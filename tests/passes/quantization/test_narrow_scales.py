@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from tokc.passes.quantization.grid import Grid
-from tokc.passes.quantization.narrow_scales import in_units, narrowed
+from tokc.passes.quantization.narrow_scales import in_units, narrowed, with_narrow_scales
 from tokc.passes.quantization.rtn import RoundToNearest
 
 SCALES = arrays(np.float16, (3, 7), elements=st.floats(-65504, 65504, width=16, allow_nan=False))
@@ -42,7 +42,7 @@ def test_a_weight_loses_little_more_than_with_wide_scales(bits: int) -> None:
     wide, narrow = Grid(bits), Grid(bits, scale_bits=8)
     method = RoundToNearest()
     before = wide.error(w, method.quantize(w, wide))
-    after = narrow.error(w, narrow.with_narrow_scales(w, method.quantize(w, narrow)))
+    after = narrow.error(w, with_narrow_scales(w, narrow, method.quantize(w, narrow)))
     assert after <= before * 1.06
 
 
