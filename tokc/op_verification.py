@@ -22,8 +22,8 @@ from tokc.pipeline import Pipeline
 from tokc.quality.perplexity import I64
 from tokc.quality.running import fixed_ids
 from tokc.runtime.artifact import Artifact
-from tokc.runtime.executors.base import Batch
-from tokc.runtime.executors.cpu import ITEM_TYPES, LAUNCH, LIKELIEST, CpuExecutor
+from tokc.runtime.executors.base import LIKELIEST, Batch
+from tokc.runtime.executors.cpu import ITEM_TYPES, LAUNCH, CpuExecutor
 
 TOKENS = 40  # of one sequence, read in one step
 FLOAT_ERROR, INT8_ERROR = 0.005, 0.03  # of a value's norm: rounding to int8 alone takes about 0.01

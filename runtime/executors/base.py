@@ -9,6 +9,7 @@ from tokc.errors import RequestRefused
 
 Int32s = npt.NDArray[np.int32]
 Float32s = npt.NDArray[np.float32]
+LIKELIEST = "likeliest"  # the output of a plan that tells the tokens; without it the host finds them
 TREE_NODES = 32  # of a sequence's tree, besides the token that it grows from
 
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from tokc.errors import ArtifactRefused, RequestRefused
 from tokc.runtime.artifact import Artifact
-from tokc.runtime.executors.base import Batch, refuse_trees
+from tokc.runtime.executors.base import LIKELIEST, Batch, refuse_trees
 from tokc.runtime.executors.cpu_trees import CpuTrees
 from tokc.runtime.manifest import DRAFT
 from tokc.runtime.memory import anonymous
@@ -46,7 +46,7 @@ LAUNCH = np.dtype(
 )
 READ_STREAMS, READ_AHEAD_BYTES = (1, 2, 4), (0, 2048)
 STREAMING_OPS = {"QuantLinear", "Linear"}
-LOGITS, FEATURES, LIKELIEST = "a.logits", "a.features", "likeliest"  # the buffers of a step's outputs
+LOGITS, FEATURES = "a.logits", "a.features"  # the buffers of a step's outputs
 DRAFT_PLAN = f"{DRAFT}/plan.json"
 DEFAULT_CONTEXTS = 8
 MEMORY_SHARE = 0.25

@@ -18,13 +18,12 @@ from tokc.runtime.artifact import WEIGHTS, Artifact
 from tokc.runtime.drivers.abi import KernelAbi, LaunchAbi
 from tokc.runtime.drivers.base import Driver, Extent, Handle, Parameters
 from tokc.runtime.drivers.memory import DeviceMemory, buffer_bytes, laid_out, upload_weights
-from tokc.runtime.executors.base import Batch, Int32s
+from tokc.runtime.executors.base import LIKELIEST, Batch, Int32s
 from tokc.runtime.executors.device_logits import DeviceLogits
 from tokc.runtime.executors.gpu_inputs import ITEM, Sizes, StepInputs, bucket
 
 # Of the memory that is free when everything else lies there; the rest is for graphs and for others.
 CACHE_SHARE = 0.85
-LIKELIEST = "likeliest"  # the output of tokens; plans without it leave them to the host
 
 Axis = tuple[str | None, int, int, int | None]  # symbol, per, times, most
 Grid = tuple[Axis, ...]

@@ -16,6 +16,7 @@ from tokc.errors import TargetRefused
 from tokc.ir.ops import OPS, named_inputs
 from tokc.ir.program import Program
 from tokc.ir.verify import TREE_INPUTS
+from tokc.runtime.executors.base import LIKELIEST
 from tokc.targets.cpu.codegen import Kernel
 from tokc.targets.cpu.experts import (
     Routing,
@@ -40,7 +41,6 @@ from tokc.targets.plan import Buffer, Launch, Operand, Plan, Rows
 from tokc.targets.work import launch_work
 
 GROUP = 32
-LIKELIEST = "likeliest"
 LACKS = "the CPU target has no kernel for"
 HINT = "it runs the forms that the default passes leave; see `tokc targets cpu`"
 # Attributes and inputs that its rules heed.

@@ -13,6 +13,7 @@ from tokc.artifact.writer import Tensor
 from tokc.cost.launch_work import LaunchWork
 from tokc.errors import TargetRefused
 from tokc.ir.program import Program
+from tokc.runtime.executors.base import LIKELIEST
 from tokc.targets.base import Limits
 from tokc.targets.constants import shape_of
 from tokc.targets.gpu import weights
@@ -34,7 +35,6 @@ from tokc.targets.plan import Buffer, Launch, Operand, Plan, Rows, Steps
 from tokc.targets.work import launch_work
 
 POINTER_BYTES = 16
-LIKELIEST = "likeliest"
 
 
 @dataclass
