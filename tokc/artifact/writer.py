@@ -125,6 +125,26 @@ def written_aside(target: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
+@contextmanager
+def file_written_aside(target: Path, problem: str, where: str | None = None) -> Iterator[Path]:
+    """Yield a file beside `target` that takes its place on success and vanishes on failure.
+
+    Raises: TokcError that begins with `problem` if it cannot be written.
+    """
+    aside = target.with_name(f"{target.name}.partial-{os.getpid()}")
+    try:
+        yield aside
+        aside.replace(target)
+    except OSError as error:
+        raise TokcError(
+            f"{problem}: {error.strerror or error}",
+            where=where,
+            hint="free space or give another --out; nothing half-written was left",
+        ) from error
+    finally:
+        aside.unlink(missing_ok=True)
+
+
 def write_files(folder: Path, files: Mapping[str, bytes]) -> dict[str, FileInfo]:
     """Write each file and return the manifest's `files` entries, sorted by path."""
     entries: dict[str, FileInfo] = {}

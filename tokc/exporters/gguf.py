@@ -6,7 +6,6 @@ read as an importer does and compared with the model's, so that none is written 
 """
 
 import math
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from gguf import GGMLQuantizationType as Kind
 
+from tokc.artifact.writer import file_written_aside
 from tokc.errors import TokcError
 from tokc.exporters.gguf_blocks import ENCODERS, kind_of
 from tokc.exporters.gguf_vocabulary import vocabulary_metadata
@@ -83,17 +83,8 @@ def write_gguf(path: Path, model: Model, plain: str, progress: Progress = lambda
     tensors += _divisors(source, config)
     metadata = _metadata(family, config, model.assets, tensors)
     _check(path, family, metadata, tensors, source)
-    aside = path.with_name(f"{path.name}.partial-{os.getpid()}")
-    try:
+    with file_written_aside(path, f"cannot write '{path}'") as aside:
         _write(aside, family.gguf[0], metadata, tensors, progress)
-        aside.replace(path)
-    except OSError as error:
-        raise TokcError(
-            f"cannot write '{path}': {error.strerror or error}",
-            hint="free space or give another --out; nothing half-written was left",
-        ) from error
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _written_as(family: Family) -> Family:

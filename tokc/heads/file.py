@@ -4,7 +4,6 @@ The same heads give the same bytes. Source of the format: github.com/huggingface
 """
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tokc.errors import TokcError
+from tokc.artifact.writer import file_written_aside
 
 DTYPES = {np.dtype(np.float32): "F32", np.dtype(np.int64): "I64"}
 ALIGNMENT = 8
@@ -49,16 +48,6 @@ def write_aside(path: Path, data: bytes) -> None:
 
     Raises: TokcError if that cannot be done; nothing half-written is left.
     """
-    aside = path.with_name(f"{path.name}.partial-{os.getpid()}")
-    try:
+    with file_written_aside(path, "cannot write the heads", str(path)) as aside:
         path.parent.mkdir(parents=True, exist_ok=True)
         aside.write_bytes(data)
-        aside.replace(path)
-    except OSError as error:
-        raise TokcError(
-            f"cannot write the heads: {error.strerror or error}",
-            where=str(path),
-            hint="free space or give another --out; nothing half-written was left",
-        ) from error
-    finally:
-        aside.unlink(missing_ok=True)
