@@ -138,7 +138,7 @@ def find_likeliest(low: Emission) -> None:
     kernel = ArgMax(low.isa, min(logits.width, low.program.config.vocab), logits.stride)
     low.kernels.setdefault(kernel.symbol, kernel)
     tokens = low.buffer(Buffer(LIKELIEST, "output", "i32", ("rows", 1)))
-    work = LaunchWork(row_flops=kernel.vocab, row_bytes=4 * (kernel.vocab + 1))
+    work = LaunchWork(row_bytes=4 * (kernel.vocab + 1))
     low.launches.append(Launch(kernel.symbol, (logits.operand, tokens), "rows", "ArgMax", None, work))
 
 

@@ -118,7 +118,7 @@ def find_likeliest(low: Emission) -> None:
     kernel = ArgMax(min(logits.width, low.program.config.vocab), logits.stride)
     tokens = low.buffer(Buffer(LIKELIEST, "output", "i32", ("rows", 1)))
     low.kernels.setdefault(kernel.symbol, kernel)
-    work = LaunchWork(row_flops=kernel.vocab, row_bytes=4 * (kernel.vocab + 1))
+    work = LaunchWork(row_bytes=4 * (kernel.vocab + 1))
     operands = (logits.operand, low.info(), tokens)
     low.launches.append(Launch(kernel.symbol, operands, "rows", "ArgMax", None, work, kernel.grid))
 
