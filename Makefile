@@ -16,7 +16,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet --no-inp
 SAY = @printf '\033[1m==>\033[0m %s\n'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo onnx-fixtures test test-gpu test-cross soak check fix bench gpu-tiles quality lines wheel clean
+.PHONY: help demo onnx-fixtures test test-gpu test-cross soak check fix bench gpu-tiles quality reference lines wheel clean
 
 help: ## Print this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -77,6 +77,9 @@ gpu-tiles: $(STAMPS)/dev ## Choose the GPU kernels' tiles anew (no GPU, about 20
 
 quality: $(STAMPS)/dev ## Score every quantization method on SmolLM2; writes docs/quality.md (ARGS="--only gptq-w4")
 	@$(BIN)/python -m bench.quality --out $(OUT)/bench --markdown docs/quality.md $(ARGS)
+
+reference: $(STAMPS)/dev ## Write docs/reference/ anew from the code
+	@$(BIN)/python -m docs.reference.make
 
 lines: ## Count lines by folder and name the longest files
 	@for d in tokc passes targets runtime tests bench examples; do \

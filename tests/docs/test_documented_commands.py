@@ -14,7 +14,8 @@ from typer.core import TyperGroup
 from tokc.cli.app import app
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")))
+WRITTEN = {path for path in (ROOT / "docs").rglob("*.md") if path.parent.name != "reference"}
+PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(WRITTEN))
 PROGRAMS = ("tokc", "make", "python", "pytest")
 # Which options of Python tools take a value is not looked up: their modules and paths must exist.
 
