@@ -4,6 +4,7 @@ Considered: sphinx-click and mkdocstrings, which make sites; these pages any vie
 """
 
 import inspect
+import json
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,6 +20,7 @@ from tokc.cli.app import app
 from tokc.cost.gates import METRICS
 from tokc.ir.ops import OPS
 from tokc.passes.table import PASSES
+from tokc.report.schema import report_schema
 from tokc.runtime.server import parameters
 
 FOLDER = Path(__file__).parent
@@ -212,6 +214,11 @@ def imports() -> str:
     )
 
 
+def report() -> str:
+    """Return the JSON Schema of report.json."""
+    return json.dumps(report_schema(), indent=1, ensure_ascii=False) + "\n"
+
+
 PAGES: Mapping[str, Callable[[], str]] = {
     "commands.md": commands,
     "passes.md": passes,
@@ -219,6 +226,7 @@ PAGES: Mapping[str, Callable[[], str]] = {
     "figures.md": figures,
     "requests.md": requests,
     "imports.md": imports,
+    "report.schema.json": report,
 }
 
 if __name__ == "__main__":

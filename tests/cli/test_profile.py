@@ -6,6 +6,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from jsonschema import validate
 from tokenizers import Tokenizer, models, pre_tokenizers
 from typer.testing import CliRunner
 
@@ -15,6 +16,7 @@ from tokc.compiler import Request, build
 from tokc.errors import TokcError
 
 runner = CliRunner(env={"COLUMNS": "160", "NO_COLOR": "1"})
+SCHEMA = Path("docs/reference/report.schema.json")
 CONTEXT, WINDOW, LAYERS = 128, 6, 3
 LOAD = ["--prompt-tokens", "24", "--output-tokens", "8", "--threads", "2"]
 
@@ -97,9 +99,10 @@ def test_the_table_the_picture_and_the_report_show_it(artifact: Path, tmp_path: 
     ):
         assert part in shown
     ElementTree.fromstring(picture.read_text())  # noqa: S314 - it was made here
-    report = runner.invoke(app, ["report", str(artifact), "--price", "1/h", "--html", str(page)])
+    report = runner.invoke(app, ["report", str(artifact), "--price", "1/h", "--html", str(page), "--json"])
     assert report.exit_code == 0, report.output
     assert "<h2>Kernels</h2>" in page.read_text()
+    validate(json.loads(report.stdout), json.loads(SCHEMA.read_text()))
 
 
 @pytest.mark.parametrize(

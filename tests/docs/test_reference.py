@@ -11,4 +11,4 @@ def test_a_page_is_the_codes(name: str) -> None:
 
 
 def test_every_page_is_written_by_the_code() -> None:
-    assert {path.name for path in FOLDER.glob("*.md")} == set(PAGES)
+    assert {path.name for path in FOLDER.iterdir() if path.suffix in {".md", ".json"}} == set(PAGES)
