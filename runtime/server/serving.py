@@ -175,6 +175,7 @@ def server_of(service: Service, *, tls: Tls | None = None) -> Server:
         server_header=False,
         proxy_headers=False,
         h11_max_incomplete_event_size=settings.max_header_bytes,
+        timeout_keep_alive=settings.keep_alive_s,
         timeout_graceful_shutdown=CLOSE_S,
         ssl_certfile=certificate,
         ssl_keyfile=key,

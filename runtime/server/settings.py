@@ -4,7 +4,11 @@ from typing import NamedTuple
 
 
 class Settings(NamedTuple):
-    """Limits; seconds end in `_s`. None is no limit."""
+    """Limits; seconds end in `_s`. None is no limit.
+
+    A request that crosses the end of its idle connection is lost, so `keep_alive_s` is longer than clients
+    and balancers keep one: 5 s OpenAI's client, 60 s AWS's load balancer, 90 s Go's.
+    """
 
     max_queue: int = 256
     max_prompt_tokens: int | None = None
@@ -15,5 +19,6 @@ class Settings(NamedTuple):
     request_timeout_s: float | None = 600.0
     body_timeout_s: float = 30.0
     header_timeout_s: float = 15.0
+    keep_alive_s: int = 120
     write_timeout_s: float = 30.0
     drain_s: float = 30.0
