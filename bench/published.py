@@ -16,12 +16,14 @@ from tokc.cost.launch_work import F32, INT8, LaunchWork
 from tokc.cost.machine import machine_of
 from tokc.cost.sheet import named_device
 from tokc.cost.step_model import Launches, Step, StepModel, StepWorks
+from tokc.report import units
 
 FIGURES = Path(__file__).with_name("published.toml")
 DOCUMENT = Path("docs/cost.md")
 BEGIN, END = "<!-- published begin -->\n", "<!-- published end -->"
 HALF, FULL = 2, 4  # bytes of an activation, of a residual
 EVERY_CHUNK = 1 << 30
+FULL_SHARE = 0.9  # of what the weights leave of the memory, for the cache of a full device
 EIGHT = 8  # bits, whose products have a peak of their own
 
 
@@ -56,6 +58,13 @@ class Shape:
             Launches("PagedAttention", "tokens", attention, self.layers),
             Launches("Linear", "rows", head, 1),
         )
+
+    def most(self, memory_bytes: float, bits: int, tokens: int) -> int:
+        """Return how many sequences of `tokens` fit beside the weights."""
+        works = self.launches(bits)
+        weights = sum(one.count * one.work.whole_bytes for one in works) + self.vocab * self.hidden * HALF
+        cached = sum(one.count * one.work.cached_bytes for one in works)
+        return int(FULL_SHARE * (memory_bytes - weights) / (cached * tokens))
 
     def _product(self, rows: int, columns: int, bits: int) -> LaunchWork:
         return LaunchWork(
@@ -99,11 +108,16 @@ def _figure(source: str, row: Mapping[str, Any], shape: Shape, peaks: Mapping[st
     host = replace(host, int8_flops_per_s=peaks.get(row["device"], host.int8_flops_per_s))
     launches = shape.launches(row["bits"])
     model = replace(machine, host=host).model(StepWorks(launches, launches, 0, EVERY_CHUNK))
-    batch, prompt, output = row["batch"], row["prompt"], row["output"]
+    prompt, output = row["prompt"], row["output"]
+    batch = row.get("batch") or shape.most(host.memory_bytes, row["bits"], prompt + output)
     read_s = model.step_s(Step(batch, prompt, prompt))
-    what = f"{shape.name}, {row['bits']} bits, batch {batch}, {prompt} + {output} tokens"
+    many = f"batch {batch}" if "batch" in row else "as many as fit"
+    what = f"{shape.name}, {row['bits']} bits, {many}, {prompt} + {output} tokens"
     if "ttft_s" in row:
         return Figure(source, row["device"], what, "ms to the first token", row["ttft_s"] * 1e3, read_s * 1e3)
+    if "token_s" in row:
+        token_s = _decoding_s(model, batch, prompt, output) / (output - 1)
+        return Figure(source, row["device"], what, "ms a token", row["token_s"] * 1e3, token_s * 1e3)
     rate = batch * output / (read_s + _decoding_s(model, batch, prompt, output))
     return Figure(source, row["device"], what, "tokens/s", row["tokens_per_s"], rate)
 
@@ -133,7 +147,8 @@ def table() -> str:
 
 
 def _line(one: Figure) -> str:
-    numbers = f"{one.measured:,.0f} | {one.predicted:,.0f} | {one.error:+.0%}"
+    measured, predicted = (units.figures(value) for value in (one.measured, one.predicted))
+    numbers = f"{measured} | {predicted} | {one.error:+.0%}"
     return f"| {one.source} | {one.device} | {one.what} | {one.unit} | {numbers} |"
 
 
