@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.disassembly import (
+    BRANCH,
     DOT_PRODUCT,
     MULTIPLY_ADD,
     ROUND,
@@ -63,9 +64,11 @@ class HotLoop:
         if self.kernel == "quant_linear":
             return counts.products > 0 and (loop.number(SHIFT_BYTES) > 0) == self.packed
         # Attention multiplies in its exponential, which rounds, and where it merges parts, which stores. Its
-        # products of few rows ask for the next pages on the way; those of many read a block many times.
+        # products of one token ask for the next pages on the way; those of many read a block many times, and
+        # ask on the first, by a branch.
         plain = loop.number(ROUND) == 0 and counts.stores == 0
-        return counts.products > 0 and plain and (loop.number(PREFETCH) > 0) == self.packed
+        always = loop.number(PREFETCH) > 0 and loop.number(BRANCH) == 1
+        return counts.products > 0 and plain and always == self.packed
 
 
 HOT_LOOPS = (

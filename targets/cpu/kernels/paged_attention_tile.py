@@ -32,6 +32,7 @@ from tokc.targets.cpu.kernels.vector_math import (
 
 ITEM_BYTES = {"f32": 4, "f16": 2, "int8": 1, "int4": 1}
 LINE_BYTES = 64
+ALWAYS = T.int32(0) < T.int32(1)
 Pages = tuple[Expr, Expr]
 Rows = tuple[Expr, int]
 
@@ -211,8 +212,15 @@ class Walk:
             for i in range(BLOCK_PAGES):
                 self.source.fetch(buffer, self.ahead[i], line * self.source.line)
 
-    def score_tile(self, rows: Rows, indexes: Sequence[Expr], *, copied: bool, fetch: bool) -> None:
-        """Write the scores of some rows for some pages of the block, and ask for as many of the next."""
+    def fetch_rest(self, span: Pages) -> None:
+        """Ask for the next block's values where the positions [*span) that asked for some were not all."""
+        with T.If(T.Or(span[0] > 0, span[1] < BLOCK)), T.Then():
+            self.fetch_next(self.source.values)
+
+    def score_tile(
+        self, rows: Rows, indexes: Sequence[Expr], *, copied: bool, fetch: Expr | None = None
+    ) -> None:
+        """Write the scores of some rows for some pages of the block; `fetch`: when to ask for the next."""
         spec, (row, count) = self.spec, rows
         sums = vectors(count * len(indexes))
         for i in range(count * len(indexes)):
@@ -220,9 +228,10 @@ class Walk:
         starts = [] if copied else [keep(self.start(index)) for index in indexes]
         together = self.source.line // LANES
         with T.serial(0, spec.stored_dim // together) as line:
-            if fetch:
-                for index in indexes:
-                    self.source.fetch(self.source.keys, self.ahead[index], line * self.source.line)
+            if fetch is not None:
+                with T.If(fetch), T.Then():
+                    for index in indexes:
+                        self.source.fetch(self.source.keys, self.ahead[index], line * self.source.line)
             for step in range(together):
                 item = keep(line * together + step)
                 dims = range(0, spec.dim, spec.stored_dim)
@@ -239,8 +248,10 @@ class Walk:
             for j, index in enumerate(indexes):
                 self.write_scores(row + i, index, sums[i * len(indexes) + j])
 
-    def value_tile(self, rows: Rows, present: Pages, span: Pages, *, copied: bool, fetch: bool) -> None:
-        """Add the block's positions [*span), one by one, to the results of some rows, and ask for more."""
+    def value_tile(
+        self, rows: Rows, present: Pages, span: Pages, *, copied: bool, fetch: Expr | None = None
+    ) -> None:
+        """Add the block's positions [*span), one by one, to the results of some rows; `fetch` as above."""
         spec, (row, count) = self.spec, rows
         for columns in split(spec.dim // LANES, max(1, spec.vectors // count)):
             first, size = columns
@@ -250,10 +261,11 @@ class Walk:
                 start, before = keep(self.start(index)), keep(index * PAGE)
                 begin = keep(T.max(span[0] - before, 0))
                 with T.serial(begin, T.min(span[1] - before, PAGE)) as slot:
-                    if fetch and first == 0:
-                        for offset in range(0, spec.stored_dim, self.source.line):
-                            place = slot * spec.stored_dim + offset
-                            self.source.fetch(self.source.values, self.ahead[index], place)
+                    if fetch is not None and first == 0:
+                        with T.If(fetch), T.Then():
+                            for offset in range(0, spec.stored_dim, self.source.line):
+                                place = slot * spec.stored_dim + offset
+                                self.source.fetch(self.source.values, self.ahead[index], place)
                     if copied:
                         place = keep(self.at["values"] + (before + slot) * spec.dim + first * LANES)
                         values = [load(self.scratch, place + j * LANES) for j in range(size)]
@@ -290,7 +302,7 @@ class Decode(Walk):
             at_once = max(size for size in (1, 2, 4) if size * heads <= max(spec.vectors, heads))
             for first in range(0, BLOCK_PAGES, at_once):
                 indexes = range(first, first + at_once)
-                self.score_tile((head, heads), indexes, copied=False, fetch=head == 0)
+                self.score_tile((head, heads), indexes, copied=False, fetch=ALWAYS if head == 0 else None)
         with T.If(edge), T.Then():
             for head in range(spec.group):
                 self.mask(head, limit)
@@ -300,9 +312,8 @@ class Decode(Walk):
     def weighted_values(self, present: Pages, span: Pages) -> None:
         """Add the block's positions to the results."""
         for piece in split(self.spec.group, self.spec.vectors):
-            self.value_tile(piece, present, span, copied=False, fetch=piece[0] == 0)
-        with T.If(T.Or(span[0] > 0, span[1] < BLOCK)), T.Then():
-            self.fetch_next(self.source.values)
+            self.value_tile(piece, present, span, copied=False, fetch=None if piece[0] else ALWAYS)
+        self.fetch_rest(span)
 
 
 class Prefill(Walk):
@@ -316,12 +327,12 @@ class Prefill(Walk):
     def scores(self, present: Pages, limit: Expr, edge: Expr) -> None:
         """Leave the weights of the block; `limit` is the last index that the first token attends to."""
         spec = self.spec
-        for buffer in (self.source.keys, self.source.values):
-            self.fetch_next(buffer)
         if spec.copies:
             self.copy_keys(present)
         at_once = spec.vectors // spec.tile_rows
         whole = keep(T.And(present[0] == 0, present[1] == BLOCK_PAGES))
+        with T.If(T.Not(whole)), T.Then():
+            self.fetch_next(self.source.keys)
         with T.serial(0, self.tiles) as tile:
             row = keep(tile * spec.tile_rows)
             rows = row, spec.tile_rows
@@ -329,9 +340,9 @@ class Prefill(Walk):
                 with T.Then():
                     for first in range(0, BLOCK_PAGES, at_once):
                         indexes = range(first, first + at_once)
-                        self.score_tile(rows, indexes, copied=spec.copies, fetch=False)
+                        self.score_tile(rows, indexes, copied=spec.copies, fetch=tile == 0)
                 with T.Else(), T.serial(*present) as index:
-                    self.score_tile(rows, [index], copied=spec.copies, fetch=False)
+                    self.score_tile(rows, [index], copied=spec.copies)
             with T.If(edge), T.Then(), T.serial(0, spec.tile_rows) as i:
                 self.mask(row + i, self.limit(row + i, limit))
             for i in range(spec.tile_rows):
@@ -357,7 +368,8 @@ class Prefill(Walk):
             self.copy_values(present, span)
         with T.serial(0, self.tiles) as tile:
             rows = keep(tile * spec.tile_rows), spec.tile_rows
-            self.value_tile(rows, present, span, copied=spec.copies, fetch=False)
+            self.value_tile(rows, present, span, copied=spec.copies, fetch=tile == 0)
+        self.fetch_rest(span)
 
     def copy_values(self, present: Pages, span: Pages) -> None:
         """Widen the positions [*span) of the block; others may be unwritten."""

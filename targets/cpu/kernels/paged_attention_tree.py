@@ -121,13 +121,13 @@ class OwnPath(Prefill):
             at_once = max(size for size in (1, 2, 4) if size * heads <= max(spec.vectors, heads))
             for page in range(0, BLOCK_PAGES, at_once):
                 rows = keep(row + head), heads
-                self.score_tile(rows, range(page, page + at_once), copied=True, fetch=False)
+                self.score_tile(rows, range(page, page + at_once), copied=True)
         with T.serial(0, spec.group) as head:
             self.mask(row + head, limit)
             self.softmax(row + head)
         present = (keep(first // PAGE), keep((end + PAGE - 1) // PAGE))
         for head, heads in split(spec.group, spec.vectors):
-            self.value_tile((keep(row + head), heads), present, (first, end), copied=True, fetch=False)
+            self.value_tile((keep(row + head), heads), present, (first, end), copied=True)
         self.in_scratch = False
 
 
