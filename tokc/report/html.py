@@ -1,8 +1,10 @@
 """The report as one HTML file that needs nothing else: no script, no font, no network."""
 
+import re
 from collections.abc import Iterable
 from html import escape
 from importlib.resources import files
+from typing import NamedTuple
 
 from tokc.cost.devices import Host
 from tokc.cost.evaluation import Evaluation
@@ -43,9 +45,16 @@ _PAGE = """<!doctype html>
 """
 
 
+class Part(NamedTuple):
+    """A section of the page, as HTML."""
+
+    title: str
+    html: str
+
+
 def render(report: Report) -> str:
     """Return the page."""
-    parts = [_head(report), _tiles(report), _costs(report), _speed(report), _bytes(report)]
+    parts = [_costs(report), _speed(report), _bytes(report)]
     parts += map(_plain, drafts.sections(report.drafted, report.price)) if report.drafted else []
     parts += [] if report.load is None else [_load(report.load, report)]
     parts += [] if report.profile is None else [_kernels(report.profile)]
@@ -56,7 +65,18 @@ def render(report: Report) -> str:
     parts += [_method(report)]
     style = files("tokc.report").joinpath("style.css").read_text()
     title = escape(f"{report.identity.name}: cost of a token")
-    return _PAGE.format(title=title, style=style, body="\n".join(parts))
+    body = [_head(report), _tiles(report), _contents(parts), *(part.html for part in parts)]
+    return _PAGE.format(title=title, style=style, body="\n".join(body))
+
+
+def _contents(parts: Iterable[Part]) -> str:
+    """Return links to the sections, which stay in sight."""
+    links = (f'<a href="#{_anchor(part.title)}">{escape(part.title)}</a>' for part in parts)
+    return '<nav aria-label="Sections">\n' + "\n".join(links) + "\n</nav>"
+
+
+def _anchor(title: str) -> str:
+    return "-".join(re.findall("[a-z0-9]+", title.lower()))
 
 
 def _head(report: Report) -> str:
@@ -91,7 +111,7 @@ def _requests(count: int) -> str:
     return "one request at a time" if count == 1 else f"{count} requests at once"
 
 
-def _costs(report: Report) -> str:
+def _costs(report: Report) -> Part:
     by_batch: dict[int, list[TokenCost]] = {}
     for cost in report.costs:
         by_batch.setdefault(cost.batch, []).append(cost)
@@ -119,7 +139,7 @@ def _cost_chart(batch: int, costs: list[TokenCost], report: Report) -> str:
     return f'<figure class="bars">\n<h3>{escape(title)}</h3>\n' + "\n".join(rows) + "\n</figure>"
 
 
-def _speed(report: Report) -> str:
+def _speed(report: Report) -> Part:
     key = (
         '<p class="key"><span><i class="m"></i>measured, median</span>'
         '<span><i class="s"></i>least to greatest</span><span><i class="r"></i>roofline</span></p>'
@@ -157,7 +177,7 @@ def _figure_bar(figure: Figure) -> str:
     return bar(figure.name, f"{main} {small}", (figure.measured or 0.0) / top, mark, spread)
 
 
-def _bytes(report: Report) -> str:
+def _bytes(report: Report) -> Part:
     total = sum(op.bytes for op in report.op_bytes) or 1.0
     greatest = max((op.bytes for op in report.op_bytes), default=1.0) or 1.0
     rows = [
@@ -175,31 +195,31 @@ def _bytes(report: Report) -> str:
     return _section("Bytes of a token", text, '<figure class="bars">\n' + "\n".join(rows) + "\n</figure>")
 
 
-def _kernels(profile: Profile) -> str:
+def _kernels(profile: Profile) -> Part:
     text = f"{kernel_table.NOTE} {kernel_table.roofs_stated(profile)}."
     return _section("Kernels", text, kernel_html.render(profile))
 
 
-def _load(load: ServingBench, report: Report) -> str:
+def _load(load: ServingBench, report: Report) -> Part:
     return _section("Under load", load_html.lead(load), load_html.render(load, report.price))
 
 
-def _prediction(found: Prediction) -> str:
+def _prediction(found: Prediction) -> Part:
     return _section("Predicted", prediction_html.lead(found), prediction_html.content(found))
 
 
-def _emissions(found: Emissions) -> str:
+def _emissions(found: Emissions) -> Part:
     return _plain(emissions.section(found))
 
 
-def _plain(section: Section) -> str:
+def _plain(section: Section) -> Part:
     """Return a table as it is written for other forms."""
     heads = tuple(map(escape, section.columns))
     rows = (row(heads, map(escape, cells)) for cells in section.rows)
     return _section(section.title, section.note or "", table(heads, rows) if section.rows else "")
 
 
-def _ledger(report: Report) -> str:
+def _ledger(report: Report) -> Part:
     if not report.ledger:
         return _section("Passes", "This artifact has no ledger.", "")
     heads = ("pass", "nodes", "weights", "bytes a token", *quality.LEDGER_HEADS)
@@ -225,7 +245,7 @@ def _ledger_row(one: LedgerRow, heads: Iterable[str]) -> str:
     return row(heads, cells, idle=not one.changed)
 
 
-def _quality(evaluation: Evaluation) -> str:
+def _quality(evaluation: Evaluation) -> Part:
     heads = ("", "figure", "95 % interval")
     rows = (row(heads, map(escape, cells)) for cells in quality.rows(evaluation))
     return _section("Quality", quality.method(evaluation), table(heads, rows))
@@ -236,7 +256,7 @@ def _before_after(before: float, after: float) -> str:
     return units.scaled(after, "B") + ("" if moved == "–" else f" ({moved})")
 
 
-def _method(report: Report) -> str:
+def _method(report: Report) -> Part:
     identity, host = report.identity, report.host
     cache = f"{units.scaled(identity.kv_bytes_per_token, 'B')} a token in {identity.kv_dtype}"
     basis = "measured" if host.measured else "data sheet"
@@ -268,6 +288,7 @@ def _arithmetic(host: Host) -> str:
     return f"{f32} in f32, measured; {int8} in int8, predicted" if host.measured else f"{f32}, data sheet"
 
 
-def _section(title: str, text: str, content: str) -> str:
+def _section(title: str, text: str, content: str) -> Part:
     note = f'<p class="note">{escape(text)}</p>\n' if text else ""
-    return f"<section>\n<h2>{escape(title)}</h2>\n{note}{content}\n</section>"
+    head = f'<section id="{_anchor(title)}">\n<h2>{escape(title)}</h2>'
+    return Part(title, f"{head}\n{note}{content}\n</section>")

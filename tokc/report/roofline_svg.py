@@ -186,9 +186,15 @@ def _circle(axes: Axes, roofs: Roofs, kernel: KernelTime, mark: Mark) -> str:
         parts.append(_line((mark.x, roof_y), (mark.x, top), kind, dash="2 3"))
     parts.append(
         f'<circle class="{kind}" cx="{mark.x:.1f}" cy="{mark.y:.1f}" r="{mark.radius:.1f}" '
-        f'fill="{_COLOURS[kind]}" fill-opacity="0.55" stroke="{_COLOURS[kind]}"/>'
+        f'fill="{_COLOURS[kind]}" fill-opacity="0.55" stroke="{_COLOURS[kind]}">'
+        f"<title>{escape(_detail(kernel, mark))}</title></circle>"
     )
     return "\n".join(parts)
+
+
+def _detail(kernel: KernelTime, mark: Mark) -> str:
+    rate = units.scaled(kernel.flops_per_s, "FLOP/s")
+    return f"{mark.lines[0]}: {rate}, {kernel.share:.1%} of the step"
 
 
 def _label(mark: Mark, box: Box) -> list[str]:
