@@ -11,10 +11,10 @@ import numpy as np
 
 import tokc
 from tokc.cost.calibration import Calibration, StepError
-from tokc.cost.devices import CpuWatch, Host, probe
+from tokc.cost.devices import CpuWatch, Host
 from tokc.cost.efficiency import Amounts, Efficiencies, amounts_of, fit, kind_of
 from tokc.cost.launch_work import LaunchWork
-from tokc.cost.peaks import peaks_of
+from tokc.cost.peaks import probed
 from tokc.cost.profile import Roofs
 from tokc.cost.profiling import TimesKernels
 from tokc.cost.step_model import Step
@@ -100,7 +100,7 @@ def _time(path: Path, seconds: float, threads: int | None, say: Progress) -> _Ti
         hosts: list[Host] = []
         until_s = time.perf_counter() + seconds
         while len(hosts) < ROUNDS or time.perf_counter() < until_s:
-            hosts.append(_probe(path, executor))
+            hosts.append(probed(path, executor))
             for one in timed:
                 one.run(executor)
         samples = tuple(sample for one in timed for sample in _samples(executor.plan, one))
@@ -115,12 +115,6 @@ def _gap(engine: Engine, batch: int) -> float:
             prompts = random.integers(engine.executor.vocab_size, size=(batch, ENGINE_PROMPT)).tolist()
             engine.generate_all(prompts, max_tokens=ENGINE_OUTPUT, ignore_eos=True)
     return min(watch.gaps(batch))
-
-
-def _probe(path: Path, executor: Any) -> Host:
-    manifest = Artifact.open(path, verify=False).manifest
-    weights = max(file.bytes for file in manifest.files.values())
-    return probe(executor, manifest.target.features, weights, peaks_of(path, executor))
 
 
 def _best(hosts: Sequence[Host]) -> Host:

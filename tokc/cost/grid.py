@@ -2,12 +2,13 @@
 
 The prompts of a cell are the beginnings of the same sequences, so that each is read once for all cells, and
 then found in the prefix cache. Cells go round; of each the least interval between two steps is kept, since
-other programs can only lengthen it.
+other programs can only lengthen it, with the machine's rates as probed just before and after: a machine that
+others share reads memory at another rate a minute later.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,6 +16,8 @@ import numpy as np
 
 import tokc
 from tokc.cost.devices import CpuWatch
+from tokc.cost.peaks import probed
+from tokc.cost.profile import Roofs
 from tokc.cost.step_timing import StepWatch, watching
 from tokc.errors import TokcError
 from tokc.runtime.artifact import Artifact
@@ -30,6 +33,7 @@ class GridCell:
     """What was measured at a batch size and context.
 
     `token_s` is the least time from one token of every sequence to the next, `median_s` the median of it.
+    `roofs` are the better of those probed right before and right after the least was measured.
     """
 
     batch: int
@@ -37,6 +41,7 @@ class GridCell:
     token_s: float
     median_s: float
     steps: int
+    roofs: Roofs | None = None
 
 
 @dataclass(frozen=True)
@@ -56,11 +61,12 @@ class Grid:
 class _Cell:
     batch: int
     context: int
-    intervals: list[float] = field(default_factory=list)
+    rounds: list[tuple[list[float], Roofs]] = field(default_factory=list)
 
     def result(self) -> GridCell:
-        times = self.intervals
-        return GridCell(self.batch, self.context, min(times), float(np.median(times)), len(times))
+        times = [one for intervals, _ in self.rounds for one in intervals]
+        intervals, roofs = min(self.rounds, key=lambda one: min(one[0]))
+        return GridCell(self.batch, self.context, min(intervals), float(np.median(times)), len(times), roofs)
 
 
 def measure_grid(
@@ -82,7 +88,7 @@ def measure_grid(
     kv_bytes = math.ceil(max(BATCHES) * tokens * manifest.kv.bytes_per_token)
     watch = CpuWatch()
     with tokc.load(artifact, threads=threads, kv_bytes=kv_bytes) as engine:
-        cells = _measure(engine, rounds, say)
+        cells = _measure(engine, lambda: Roofs.of(probed(artifact, engine.executor)), rounds, say)
         used = getattr(engine.executor, "threads", threads or 0)
     return Grid(
         artifact=artifact.name,
@@ -94,18 +100,28 @@ def measure_grid(
     )
 
 
-def _measure(engine: Engine, rounds: int, say: Callable[[str], None]) -> Sequence[_Cell]:
+def _measure(
+    engine: Engine, probe: Callable[[], Roofs], rounds: int, say: Callable[[str], None]
+) -> Sequence[_Cell]:
     random = np.random.default_rng(0)
     prompts = random.integers(engine.executor.vocab_size, size=(max(BATCHES), max(CONTEXTS))).tolist()
     cells = [_Cell(batch, context) for context in CONTEXTS for batch in BATCHES]
     for index in range(max(BATCHES)):
         say(f"prompt {index + 1} of {max(BATCHES)}, {max(CONTEXTS)} tokens")
         engine.generate_all([prompts[index]], max_tokens=1, ignore_eos=True)
+    before = probe()
     for turn in range(rounds):
         for cell in cells:
             say(f"round {turn + 1} of {rounds}: batch {cell.batch}, context {cell.context}")
-            cell.intervals += _intervals(engine, prompts, cell)
+            intervals, after = _intervals(engine, prompts, cell), probe()
+            cell.rounds.append((intervals, _better(before, after)))
+            before = after
     return cells
+
+
+def _better(one: Roofs, other: Roofs) -> Roofs:
+    """Return the higher of each rate: what disturbs a probe only ever lowers it."""
+    return Roofs(*map(max, astuple(one), astuple(other)))
 
 
 def _intervals(engine: Engine, prompts: Sequence[list[int]], cell: _Cell) -> list[float]:

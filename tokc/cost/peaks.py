@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from tokc.cost.devices import Host, probe
 from tokc.cost.launch_work import LaunchWork
 from tokc.cost.profiling import TimesKernels
 from tokc.errors import ArtifactRefused
@@ -17,6 +18,13 @@ ROWS = 1 << 20
 REPEATS = 7
 STATE_BYTES = 1 << 12  # of a thread; more than it has registers
 ALIGNMENT = 64
+
+
+def probed(artifact: Path, executor: object) -> Host:
+    """Return this machine as an artifact's threads see it: reads of as much as its weights, and peaks."""
+    manifest = Artifact.open(artifact, verify=False).manifest
+    weights = max(file.bytes for file in manifest.files.values())
+    return probe(executor, manifest.target.features, weights, peaks_of(artifact, executor))
 
 
 def peaks_of(artifact: Path, executor: object) -> dict[str, float]:

@@ -1,18 +1,19 @@
 """What is predicted of an artifact over batch, context and chunk, and how far that is from measured."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tokc.cost import records
 from tokc.cost.calibration import mean_error
 from tokc.cost.devices import Host
-from tokc.cost.grid import Grid
+from tokc.cost.grid import Grid, GridCell
 from tokc.cost.machine import Machine, machine_here, machine_of
 from tokc.cost.prices import Price, usd_per_token
 from tokc.cost.roofline import error, read_work
 from tokc.cost.sheet import sheet_for
 from tokc.cost.step_model import Step, StepModel, StepWorks
+from tokc.report import units
 from tokc.report.identity import manifest_sha256
 from tokc.runtime.artifact import Artifact
 from tokc.runtime.manifest import Manifest
@@ -69,7 +70,11 @@ class KindTime:
 
 @dataclass(frozen=True)
 class Compared:
-    """A step that was measured; `error` is predicted / measured - 1."""
+    """A step that was measured; `error` is predicted / measured - 1.
+
+    Where the machine's rates were probed beside the step, `predicted_s` is at those, `calibrated_s` at the
+    rates of the calibration, and `read_bytes_per_s` what memory gave; else both are None.
+    """
 
     batch: int
     context: int
@@ -77,6 +82,8 @@ class Compared:
     measured_s: float
     median_s: float
     error: float
+    calibrated_s: float | None = None
+    read_bytes_per_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -232,19 +239,28 @@ def _kinds(model: StepModel, contexts: Sequence[int]) -> tuple[KindTime, ...]:
 
 
 def _compare(model: StepModel, machine: Machine, grid: Grid) -> Comparison:
-    cells = []
-    for cell in grid.cells:
-        predicted = model.decode_s(cell.batch, cell.context)
-        cells.append(
-            Compared(
-                cell.batch,
-                cell.context,
-                predicted,
-                cell.token_s,
-                cell.median_s,
-                error(predicted, cell.token_s),
-            )
-        )
-    return Comparison(
-        grid.artifact, machine.basis, grid.measured_at, grid.threads, grid.foreign_cpu, tuple(cells)
+    cells = tuple(_cell(model, cell) for cell in grid.cells)
+    basis = machine.basis
+    rates = [cell.read_bytes_per_s for cell in cells if cell.read_bytes_per_s is not None]
+    if rates:
+        least, most = (units.scaled(rate, "B/s") for rate in (min(rates), max(rates)))
+        basis += f"; the machine's rates as probed beside each cell, of memory {least} to {most}"
+    return Comparison(grid.artifact, basis, grid.measured_at, grid.threads, grid.foreign_cpu, cells)
+
+
+def _cell(model: StepModel, cell: GridCell) -> Compared:
+    calibrated = model.decode_s(cell.batch, cell.context)
+    if cell.roofs is None:
+        wrong = error(calibrated, cell.token_s)
+        return Compared(cell.batch, cell.context, calibrated, cell.token_s, cell.median_s, wrong)
+    predicted = replace(model, roofs=cell.roofs).decode_s(cell.batch, cell.context)
+    return Compared(
+        cell.batch,
+        cell.context,
+        predicted,
+        cell.token_s,
+        cell.median_s,
+        error(predicted, cell.token_s),
+        calibrated,
+        cell.roofs.read_bytes_per_s,
     )

@@ -7,7 +7,7 @@ from rich.console import Group
 from tokc.report import sections as tables
 from tokc.report import units
 from tokc.report.model import DISTURBED_SHARE
-from tokc.report.prediction import Comparison, Prediction
+from tokc.report.prediction import Compared, Comparison, Prediction
 from tokc.report.sections import Section
 
 
@@ -41,13 +41,23 @@ def grid_section(comparisons: Sequence[Comparison]) -> Section:
             units.seconds(cell.median_s),
             units.seconds(cell.predicted_s),
             units.percent(cell.error),
+            *_beside(cell),
         )
         for one in comparisons
         for cell in one.cells
     )
-    columns = ("artifact", "batch", "context", "measured, least", "median", "predicted", "error")
+    measured = ("artifact", "batch", "context", "measured, least", "median")
+    columns = (*measured, "predicted", "error", "memory", "at the fit's rates")
     notes = [summary(comparisons), *dict.fromkeys(f"Predicted: {one.basis}." for one in comparisons)]
     return Section("Predicted against measured time of a token", columns, rows, "\n".join(notes))
+
+
+def _beside(cell: Compared) -> tuple[str, str]:
+    """Return what memory gave beside a cell, and the error of a prediction at the calibration's rates."""
+    if cell.calibrated_s is None or cell.read_bytes_per_s is None:
+        return "–", "–"
+    wrong = units.percent(cell.calibrated_s / cell.measured_s - 1)
+    return units.scaled(cell.read_bytes_per_s, "B/s"), wrong
 
 
 def summary(comparisons: Sequence[Comparison]) -> str:
@@ -55,6 +65,15 @@ def summary(comparisons: Sequence[Comparison]) -> str:
     errors = [abs(cell.error) for one in comparisons for cell in one.cells]
     mean = sum(errors) / len(errors)
     text = f"Error over {len(errors)} cells: {mean:.1%} on average, {max(errors):.1%} at worst."
+    fixed = [
+        abs(cell.calibrated_s / cell.measured_s - 1)
+        for one in comparisons
+        for cell in one.cells
+        if cell.calibrated_s is not None
+    ]
+    if fixed:
+        at_fit = sum(fixed) / len(fixed)
+        text += f" At the rates of the calibration it would be {at_fit:.1%}, {max(fixed):.1%} at worst."
     foreign = max(one.foreign_cpu for one in comparisons)
     if foreign >= DISTURBED_SHARE:
         text += f" Other programs took {foreign:.0%} of the cores meanwhile: measure again when quiet."
