@@ -1,7 +1,7 @@
 """One step of serving: schedule, compute, sample. Knows tokens only; used by one thread at a time."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Items
 from typing import NamedTuple
 
@@ -164,7 +164,11 @@ class Core:
         decodes = [sequence for sequence in ends if sequence.output_length]
         tokens = sum(chunk.count for chunk in chunks)
         room = min(self.scheduler.token_budget - tokens, self.executor.max_seqs - len(ends))
-        return self.speculation.drafts(decodes, tokens, room, self.scheduler.grow) if decodes else {}
+        return self.speculation.drafts(decodes, tokens, room, self._grow) if decodes else {}
+
+    def _grow(self, sequence: Sequence, count: int) -> int:
+        """Allocate pages for up to `count` drafted tokens; a tree's reach further than its paths."""
+        return self.scheduler.grow(sequence, min(count, self.longest - len(sequence.tokens)))
 
     def _time(self, chunks: Items[Chunk], drafts: Drafts, began_s: float, drafted_s: float) -> None:
         """Count the time of a step that ends now; learn from one of decoding alone."""
@@ -236,13 +240,12 @@ def _branching(batch: Batch, chunks: Items[Chunk], drafts: Drafts) -> Batch:
 
 def _kept(
     chunks: Items[Chunk], starts: Items[int], drafts: Drafts, paths: Mapping[Sequence, list[int]]
-) -> list[Computed]:
-    """Return which rows of a step belong to tokens that stay, of sequences that go on."""
-    kept, row = [], 0
+) -> Iterator[Computed]:
+    """Yield which rows of a step belong to tokens that stay, of sequences that go on."""
+    row = 0
     for chunk, start in zip(chunks, starts, strict=True):
         sequence, behind = chunk.sequence, row + chunk.count
         if sequence.finish_reason is None:
             path = paths.get(sequence, ())
-            kept.append(Computed(sequence, start, [*range(row, behind), *(behind + node for node in path)]))
+            yield Computed(sequence, start, [*range(row, behind), *(behind + node for node in path)])
         row = behind + len(drafts.get(sequence, ()))
-    return kept

@@ -5,7 +5,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from tokc.runtime.executors.base import Batch, Float32s
+from tokc.runtime.executors.base import Batch, Float32s, Trees
 
 
 class DraftRows(NamedTuple):
@@ -29,6 +29,11 @@ class DraftExecutor(Protocol):
     kind: str
     heads: int
     vocabulary: npt.NDArray[np.int32] | None
+
+    @property
+    def trees(self) -> Trees | None:
+        """Return what says that steps may hold trees, None where they hold none."""
+        ...
 
     def step(self, batch: Batch, features: Float32s) -> DraftRows:
         """Run one step; entry i is feature i, f32[tokens, hidden], and the token that follows it."""

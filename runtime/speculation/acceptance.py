@@ -58,9 +58,10 @@ class Trust:
     FORGET = 0.95
     RETURN = 0.98
 
-    def __init__(self) -> None:
-        """Start a little better than expected."""
+    def __init__(self, step: int = 0) -> None:
+        """Start a little better than expected, at a step."""
         self._held = self._expected = 0.0
+        self._step = step
 
     @property
     def factor(self) -> float:
@@ -72,10 +73,12 @@ class Trust:
         self._held = self._held * self.FORGET + held
         self._expected = self._expected * self.FORGET + chance
 
-    def relax(self) -> None:
-        """Forget a little: a step went by without a draft."""
-        self._held *= self.RETURN
-        self._expected *= self.RETURN
+    def relax(self, step: int) -> None:
+        """Forget a little for each step that went by."""
+        kept = self.RETURN ** (step - self._step)
+        self._step = step
+        self._held *= kept
+        self._expected *= kept
 
 
 def _bucket(confidence: float) -> int:

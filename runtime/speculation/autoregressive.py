@@ -1,30 +1,40 @@
 """Drafts a token at a time by a model with a cache of its own: what its kinds share."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from collections.abc import Sequence as Items
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from tokc.runtime.executors.base import Float32s, Logits
+from tokc.runtime.executors.base import Logits
 from tokc.runtime.sequence import Sequence
 from tokc.runtime.speculation.acceptance import BUCKETS
 from tokc.runtime.speculation.draft_cache import DraftCache, Part
-from tokc.runtime.speculation.drafter import Branch, Computed, draft_token
+from tokc.runtime.speculation.drafter import Computed, Draft, Node, follow_by
 
 # A draft's probability of a token is taken as the chance that the token holds until that was measured.
 PROBABILITIES = tuple((bucket + 0.5) / BUCKETS for bucket in range(BUCKETS))
 
 
+class Asked(NamedTuple):
+    """Ask for what follows a node of a draft: the part that makes its entry."""
+
+    draft: Draft
+    node: Node
+    part: Part
+
+
 class AutoregressiveDrafter(ABC):
-    """Computes the entries that a sequence's cache lacks, and then one more for each drafted token.
+    """Computes the entries that a sequence's cache lacks, and then one more for each node that is followed.
 
     Entry i is made from token i + `shift`; with `keeps_drafted` those of drafted tokens that held are as good
-    as others. What a draft is behind is computed when it is first wanted.
+    as others. What a draft is behind is computed when it is first wanted. Where its executor computes trees,
+    nodes beside each other are followed in one call, each behind the entries of its ancestors.
     """
 
-    stride = 1
+    stride, branches = 1, False
     priors = PROBABILITIES
     shift: ClassVar[int]
     keeps_drafted: ClassVar[bool]
@@ -37,8 +47,9 @@ class AutoregressiveDrafter(ABC):
         context_length: int,
         vocabulary: npt.NDArray[np.int32] | None,
         vocab_size: int | None = None,
+        branches: bool = False,
     ) -> None:
-        """Compute at most `max_tokens` at once.
+        """Compute at most `max_tokens` at once, nodes beside each other if it `branches`.
 
         `vocabulary` has the token of each of the draft's logits, None where they are all; those from
         `vocab_size` on are not looked at.
@@ -46,9 +57,10 @@ class AutoregressiveDrafter(ABC):
         self.cache = DraftCache(page_size)
         self._max_tokens, self._context = max_tokens, context_length
         self._vocabulary, self._vocab_size = vocabulary, vocab_size
+        self.branches = branches
 
     @abstractmethod
-    def run(self, parts: Items[tuple[Branch, Part]]) -> Logits:
+    def run(self, asked: Items[Asked]) -> Logits:
         """Compute parts; returns logits f32[parts, draft vocab]."""
 
     def due(self, sequence: Sequence) -> int | None:
@@ -57,24 +69,28 @@ class AutoregressiveDrafter(ABC):
             return None
         return len(sequence.tokens) - self.shift - self._filled(sequence)
 
-    def extend(self, branches: Items[Branch]) -> int:
-        """Append a token to each branch; one that is too far behind is closed, and caught up with in part."""
-        parts, room = [], self._max_tokens
-        for branch in branches:
-            part = self._part(branch, room)
-            if part.ids:
-                parts.append((branch, part))
-                room -= len(part.ids)
-            else:
-                branch.close()
-        if not parts:
+    def extend(self, drafts: Items[Draft]) -> int:
+        """Follow the frontiers; a draft that is too far behind is closed, and caught up with in part."""
+        asked, room = [], self._max_tokens
+        for draft in drafts:
+            for node in draft.frontier:
+                part = self._part(draft, node, room)
+                if part.ids:
+                    asked.append(Asked(draft, node, part))
+                    room -= len(part.ids)
+                else:
+                    draft.follow(node, ())
+        if not asked:
             return 0
-        logits = self.run(parts)
-        for row, (branch, part) in enumerate(parts):
-            self._note(branch, part, logits[row][: self._vocab_size])
+        logits = self.run(asked)
+        for row, (draft, node, part) in enumerate(asked):
+            if self._keep(draft, node, part):
+                follow_by(logits[row][: self._vocab_size], draft, node, self._vocabulary)
+            else:
+                draft.follow(node, ())
         return self._max_tokens - room
 
-    def observe(self, computed: Items[Computed]) -> None:  # noqa: B027 - the tokens say it all
+    def observe(self, computed: Iterable[Computed]) -> None:  # noqa: B027 - the tokens say it all
         """See what a step computed."""
 
     def forget(self, sequence: Sequence) -> None:
@@ -84,27 +100,30 @@ class AutoregressiveDrafter(ABC):
     def close(self) -> None:  # noqa: B027 - nothing, where the draft is the executor's
         """Let go of what this drafter alone uses."""
 
-    def _part(self, branch: Branch, room: int) -> Part:
-        sequence, entries = branch.sequence, self.cache.of(branch.sequence)
-        end = len(sequence.tokens) - self.shift + len(branch.tokens)
-        if branch.tokens:
-            return Part(entries, end - 1, branch.tokens[-1:] if room > 0 else ())
-        start = self._filled(sequence)
-        entries.ahead.clear()
-        return Part(entries, start, sequence.tokens[start + self.shift : end + self.shift][: max(room, 0)])
+    def _part(self, draft: Draft, node: Node, room: int) -> Part:
+        """Return what makes the entry of a node, or all that lack up to the root's, if there is room."""
+        sequence, entries = draft.sequence, self.cache.of(draft.sequence)
+        end = len(sequence.tokens) - self.shift
+        if node.place < 0:
+            start = self._filled(sequence)
+            entries.ahead.clear()
+            return Part(entries, start, sequence.tokens[start + self.shift :][: max(room, 0)])
+        draft.entries[node] = entry = len(draft.entries)
+        mask, above = 0, node.parent
+        while above is not None and above.place >= 0:
+            mask |= 1 << draft.entries[above]
+            above = above.parent
+        return Part(entries, end + entry, [node.token] if room > 0 else (), end + node.place, mask)
 
-    def _note(self, branch: Branch, part: Part, logits: Float32s) -> None:
-        """Note the entries of a part and the token that follows it."""
-        sequence, entries, end = branch.sequence, part.entries, part.start + len(part.ids)
-        if not branch.tokens:
+    def _keep(self, draft: Draft, node: Node, part: Part) -> bool:
+        """Note the entries of a part; returns whether its row tells what follows the node."""
+        sequence, entries, end = draft.sequence, part.entries, part.start + len(part.ids)
+        if node.place < 0:
             entries.filled = end
-        elif self.keeps_drafted:
-            entries.ahead.append(branch.tokens[-1])
+        elif self.keeps_drafted and part.start == part.position:  # all entries before it are its ancestors'
+            entries.ahead.append(node.token)
         self.cache.write(sequence, part.start, end)
-        if end == len(sequence.tokens) - self.shift + len(branch.tokens):
-            draft_token(logits, branch, self._vocabulary)
-        else:
-            branch.close()
+        return node.place >= 0 or end == len(sequence.tokens) - self.shift
 
     def _filled(self, sequence: Sequence) -> int:
         """Return up to where the entries are right, those that were drafted and held among them."""

@@ -1,12 +1,10 @@
 """How much to draft for each sequence of a step, so that steps make more tokens a second."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Items
 from typing import NamedTuple
 
-from tokc.runtime.speculation.drafter import Branch
-
-Other = tuple[int, int]  # a place of a draft, and which of the others there
+from tokc.runtime.speculation.drafter import Draft, Node
 
 # A draft must be expected to make a step so much better; what is measured errs.
 MARGIN = 1.02
@@ -17,8 +15,8 @@ class Setting(NamedTuple):
     """The step that drafts are added to.
 
     It computes `tokens` and makes `made` of them without drafts, `room` are left; `spent_s` went into drafts.
-    `step_s` are the seconds of a step by its tokens; `draft_s` those of drafting the tokens at a place of all
-    branches (place, tokens computed); `due` what a branch computes for its first place.
+    `step_s` are the seconds of a step by its tokens; `draft_s` those of the call so many calls from now, by
+    what it computes (call, tokens); `due` what a draft computes for its root.
     """
 
     tokens: int
@@ -27,63 +25,73 @@ class Setting(NamedTuple):
     spent_s: float
     step_s: Callable[[float], float]
     draft_s: Callable[[int, float], float]
-    due: Callable[[Branch], float]
+    due: Callable[[Draft], float]
 
 
-class Gains(NamedTuple):
-    """How likely tokens of a branch are made: those at each place, drafted or not, which fall, and others."""
+class Candidate(NamedTuple):
+    """A token that may be verified: how likely it is made, and its node.
 
-    branch: Branch
-    places: Items[float]
-    others: Items[tuple[float, Other]] = ()
+    One that is not drafted yet has the open node that it follows, and is drafted `call` calls from now.
+    """
+
+    gain: float
+    draft: Draft
+    node: Node
+    call: int | None = None
 
 
 class Choice(NamedTuple):
-    """The depth of each branch, its others, and tokens a second with them and without any."""
+    """The candidates that make most tokens a second, parents first; the rate with them and without any."""
 
-    depths: dict[Branch, int]
-    others: dict[Branch, list[Other]]
+    taken: Items[Candidate]
     rate: float
     plain_rate: float
 
+    @property
+    def verified(self) -> dict[Draft, list[Node]]:
+        """Return the nodes of each draft to verify."""
+        return _by_draft(one for one in self.taken if one.call is None)
 
-def choose(setting: Setting, gains: Items[Gains]) -> Choice:
+    @property
+    def followed(self) -> dict[Draft, list[Node]]:
+        """Return the nodes of each draft to follow in the next call."""
+        return _by_draft(one for one in self.taken if one.call == 0)
+
+
+def choose(setting: Setting, candidates: Items[Candidate]) -> Choice:
     """Return the tokens that make most tokens a second.
 
-    They are added in the order of their gains, and the best of these sets is taken; no token is more likely
-    than those before it, so that it comes after them. Nothing is drafted that does not win by MARGIN; of what
-    was drafted already, what is worth verifying.
+    They are added in the order of their gains, and the best of these sets is taken: of a tree the likeliest
+    nodes, as EAGLE-2 ranks them, and as many as the measured times say. No token is more likely than those
+    before it, so that it comes after them. Nothing is drafted that does not win by MARGIN; of what was
+    drafted already, what is worth verifying.
+    Source: Li et al. 2024, EAGLE-2, arXiv:2406.16858, sec. 4, whose numbers of nodes are constants.
     """
     plain = best = setting.made / (setting.step_s(setting.tokens) + setting.spent_s)
     if not setting.spent_s:
         best *= MARGIN
     seconds, expected, taken = setting.spent_s, float(setting.made), 0
-    order = _in_order(gains)
-    rows: dict[int, float] = {}
-    for count, (gain, place, which, branch) in enumerate(order[: max(setting.room, 0)], 1):
+    order = sorted((one for one in candidates if one.gain >= LEAST_GAIN), key=_rank)
+    computed: dict[int, float] = {}
+    for count, (gain, draft, node, call) in enumerate(order[: max(setting.room, 0)], 1):
         expected += gain
-        if which < 0 and place >= len(branch.tokens):
-            before = rows.get(place, 0.0)
-            rows[place] = after = before + (1.0 if place else setting.due(branch))
-            seconds += setting.draft_s(place, after) - setting.draft_s(place, before)
+        if call is not None:
+            before = computed.get(call, 0.0)
+            computed[call] = after = before + (setting.due(draft) if node.place < 0 and not call else 1.0)
+            seconds += setting.draft_s(call, after) - setting.draft_s(call, before)
         rate = expected / (setting.step_s(setting.tokens + count) + seconds)
         if rate > best:
             best, taken = rate, count
-    depths: dict[Branch, int] = {}
-    others: dict[Branch, list[Other]] = {}
-    for _, place, which, branch in order[:taken]:
-        if which < 0:
-            depths[branch] = depths.get(branch, 0) + 1
-        else:
-            others.setdefault(branch, []).append((place, which))
-    return Choice(depths, others, best if taken else plain, plain)
+    return Choice(order[:taken], best if taken else plain, plain)
 
 
-def _in_order(gains: Items[Gains]) -> list[tuple[float, int, int, Branch]]:
-    """Return (gain, place, which, branch), -1 for the token that is followed further; the likeliest first."""
-    found = []
-    for branch, places, others in gains:
-        found += [(gain, place, -1, branch) for place, gain in enumerate(places) if gain >= LEAST_GAIN]
-        found += [(gain, place, which, branch) for gain, (place, which) in others if gain >= LEAST_GAIN]
-    found.sort(key=lambda one: (-one[0], one[1], one[2]))
-    return found
+def _by_draft(candidates: Iterable[Candidate]) -> dict[Draft, list[Node]]:
+    nodes: dict[Draft, list[Node]] = {}
+    for one in candidates:
+        nodes.setdefault(one.draft, []).append(one.node)
+    return nodes
+
+
+def _rank(one: Candidate) -> tuple[float, int, int]:
+    """Return what orders candidates: the likeliest first, and of equals the one that is drafted sooner."""
+    return -one.gain, one.node.place + (0 if one.call is None else one.call + 1), one.node.which

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tokc.runtime.executors.base import Batch
+from tokc.runtime.executors.base import Batch, Int32s
 from tokc.runtime.sequence import Sequence
 
 
@@ -27,19 +27,33 @@ class Entries:
     origin: int = 0
     filled: int = 0
     ahead: list[int] = field(default_factory=list)
+    _table: Int32s = field(default_factory=lambda: np.zeros(0, np.int32))
 
     def restart(self, at: int) -> None:
         """Begin anew at the first entry of a page."""
         self.origin = self.filled = at
         self.ahead.clear()
 
+    @property
+    def table(self) -> Int32s:
+        """Return the pages as i32[pages], which are only ever added to."""
+        if len(self._table) < len(self.pages):
+            self._table = np.array(self.pages, np.int32)
+        return self._table
+
 
 class Part(NamedTuple):
-    """Ask for the entries from `start` on of one sequence, made from `ids`; its last row has logits."""
+    """Ask for the entries from `start` on of one sequence, made from `ids`; its last row has logits.
+
+    A node of a tree is a part of its own, whose position is before its entry where it is not the first there.
+    Bit i of `ancestors` is the entry i behind the sequence's own, where those of its draft begin.
+    """
 
     entries: Entries
     start: int
     ids: Items[int]
+    position: int | None = None
+    ancestors: int = 0
 
 
 class DraftCache:
@@ -78,23 +92,49 @@ class DraftCache:
         self._entries.pop(sequence, None)
 
     def batch(self, parts: Items[Part]) -> Batch:
-        """Return the step that computes the parts, with a row of logits for each."""
-        size = self.page_size
-        counts = [len(part.ids) for part in parts]
-        tables = [
-            part.entries.pages[part.entries.origin // size : -(-(part.start + count) // size)]
-            for part, count in zip(parts, counts, strict=True)
-        ]
-        block_tables = np.zeros((len(parts), max(map(len, tables))), np.int32)
-        for row, table in zip(block_tables, tables, strict=True):
-            row[: len(table)] = table
-        first = [part.start - part.entries.origin for part in parts]
-        return Batch(
-            input_ids=np.concatenate([np.asarray(part.ids, np.int32) for part in parts]),
-            positions=np.concatenate(
-                [np.arange(at, at + count, dtype=np.int32) for at, count in zip(first, counts, strict=True)]
-            ),
-            sequences=np.repeat(np.arange(len(parts), dtype=np.int32), counts),
-            block_tables=block_tables,
-            logit_rows=np.cumsum(counts, dtype=np.int32) - 1,
+        """Return the step that computes the parts, with a row of logits for each.
+
+        Parts of one sequence stand beside each other, their entries ascending.
+        """
+        ids: list[int] = []
+        entries: list[int] = []
+        positions: list[int] = []
+        ancestors: list[int] = []
+        rows: list[int] = []
+        tables: list[Int32s] = []
+        ends: list[int] = []
+        owner = None
+        for own, start, part_ids, position, mask in parts:
+            count, origin = len(part_ids), own.origin
+            if own is not owner:
+                owner = own
+                tables.append(own.table)
+            tables[-1] = own.table[origin // self.page_size : -(-(start + count) // self.page_size)]
+            place = start if position is None else position
+            ids += part_ids
+            entries += range(start - origin, start - origin + count)
+            positions += range(place - origin, place - origin + count)
+            ancestors += [0 if place == start else mask] * count
+            rows += [len(tables) - 1] * count
+            ends.append(len(ids) - 1)
+        batch = Batch(
+            input_ids=np.array(ids, np.int32),
+            positions=np.array(positions, np.int32),
+            sequences=np.array(rows, np.int32),
+            block_tables=_together(tables),
+            logit_rows=np.array(ends, np.int32),
         )
+        if entries == positions:
+            return batch
+        masks = np.array(ancestors, np.uint32).view(np.int32)
+        return batch._replace(entries=np.array(entries, np.int32), ancestors=masks)
+
+
+def _together(tables: Items[Int32s]) -> Int32s:
+    """Return block tables as rows of i32[seqs, blocks], zeros behind the shorter ones."""
+    if len(tables) == 1:
+        return tables[0][None]
+    whole = np.zeros((len(tables), max(map(len, tables))), np.int32)
+    for row, table in zip(whole, tables, strict=True):
+        row[: len(table)] = table
+    return whole

@@ -12,9 +12,7 @@ from tokc.errors import ArtifactRefused
 from tokc.runtime.artifact import Artifact
 from tokc.runtime.executors.base import Executor, Logits
 from tokc.runtime.executors.table import executor_for
-from tokc.runtime.speculation.autoregressive import AutoregressiveDrafter
-from tokc.runtime.speculation.draft_cache import Part
-from tokc.runtime.speculation.drafter import Branch
+from tokc.runtime.speculation.autoregressive import Asked, AutoregressiveDrafter
 
 TOKENIZER = "tokenizer.json"
 
@@ -32,12 +30,13 @@ class DraftModelDrafter(AutoregressiveDrafter):
             context_length=draft.context_length,
             vocabulary=None,
             vocab_size=vocab_size,
+            branches=draft.trees is not None,
         )
         self._draft = draft
 
-    def run(self, parts: Items[tuple[Branch, Part]]) -> Logits:
+    def run(self, asked: Items[Asked]) -> Logits:
         """Compute parts; returns logits f32[parts, vocab]."""
-        return self._draft.step(self.cache.batch([part for _, part in parts]))
+        return self._draft.step(self.cache.batch([one.part for one in asked]))
 
     def close(self) -> None:
         """Close the draft's executor."""

@@ -1,5 +1,6 @@
 """What a drafter is: it guesses the next tokens of sequences, a few at a time."""
 
+from collections.abc import Iterable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
@@ -21,38 +22,71 @@ class Guess(NamedTuple):
 
 
 @dataclass(slots=True, eq=False)
-class Branch:
-    """A draft under way: at most `most` tokens behind a sequence's own, and how sure its drafter is of each.
+class Node:
+    """A drafted token behind its parent's, at a place of the draft from 0; the root is the sequence's last.
 
-    `chances` are the probabilities that each token holds if those before it do. At each place there are up to
-    `width` other tokens, with how sure the drafter is of them; none is followed further.
+    `which` is 0 for the token that its drafter would draw there, and counts the others. `chance` is the
+    probability that it holds if those before it do, `gain` that all of them do.
+    """
+
+    token: int
+    place: int
+    confidence: float = 1.0
+    parent: "Node | None" = None
+    which: int = 0
+    chance: float = 1.0
+    gain: float = 1.0
+    children: "list[Node]" = field(default_factory=list)
+
+
+@dataclass(slots=True, eq=False)
+class Draft:
+    """A tree of tokens under way behind a sequence's own, paths of at most `most`.
+
+    Behind a node there are a token and up to `width` others, which can be followed further if it `branches`.
+    `open` are the nodes that can be followed, `frontier` those that the next call is to follow. `entries` are
+    those of its drafter's cache behind the sequence's own, in the order in which nodes were followed.
     """
 
     sequence: Sequence
     most: int
     width: int = 0
-    tokens: list[int] = field(default_factory=list)
-    confidences: list[float] = field(default_factory=list)
-    chances: list[float] = field(default_factory=list)
-    others: list[list[Guess]] = field(default_factory=list)
+    branches: bool = False
+    root: Node = field(init=False)
+    nodes: list[Node] = field(default_factory=list)
+    open: list[Node] = field(init=False)
+    frontier: list[Node] = field(init=False)
+    entries: dict[Node, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Begin at the sequence's last token."""
+        self.root = Node(self.sequence.tokens[-1], -1)
+        self.open, self.frontier = [self.root], [self.root]
+
+    def follow(self, node: Node, guesses: Iterable[Guess]) -> None:
+        """Append what may follow an open node, the likeliest first, or nothing."""
+        self.open.remove(node)
+        place = node.place + 1
+        for which, (token, confidence) in enumerate(guesses):
+            child = Node(token, place, confidence, node, which)
+            node.children.append(child)
+            self.nodes.append(child)
+            if place + 1 < self.most and (self.branches or not which):
+                self.open.append(child)
 
     def close(self) -> None:
         """Draft no further."""
-        self.most = len(self.tokens)
+        self.open.clear()
 
-    def tree(self, depth: int, others: Items[tuple[int, int]] = ()) -> TokenTree:
-        """Return the first `depth` tokens and, by place and number there, `others`."""
-        tokens, parents = self.tokens[:depth], [None, *range(depth - 1)][:depth]
-        for place, which in others:
-            tokens.append(self.others[place][which].token)
-            parents.append(place - 1 if place else None)
-        return TokenTree.arranged(tokens, parents)
 
-    def add(self, token: int, confidence: float, others: Items[Guess] = ()) -> None:
-        """Append a token, and the others at its place."""
-        self.tokens.append(token)
-        self.confidences.append(confidence)
-        self.others.append(list(others))
+def tree_of(nodes: Items[Node]) -> TokenTree:
+    """Return nodes of one draft as a step verifies them; each comes behind its parent, if that is no root."""
+    places: dict[Node | None, int] = {}
+    parents = []
+    for place, node in enumerate(nodes):
+        places[node] = place
+        parents.append(None if node.place == 0 else places[node.parent])
+    return TokenTree.arranged([node.token for node in nodes], parents)
 
 
 class Computed(NamedTuple):
@@ -68,7 +102,12 @@ class Drafter(Protocol):
 
     @property
     def stride(self) -> int:
-        """Return how many tokens a call drafts at most; 0 for all there are, at no cost."""
+        """Return how many places a call drafts at most; 0 for all there are, at no cost."""
+        ...
+
+    @property
+    def branches(self) -> bool:
+        """Say whether any node of a draft can be followed, several in a call; else only the first of each."""
         ...
 
     @property
@@ -80,11 +119,11 @@ class Drafter(Protocol):
         """Return how many tokens a first call would compute for a sequence; None if it cannot draft now."""
         ...
 
-    def extend(self, branches: Items[Branch]) -> int:
-        """Append at least one token to each branch or close it; returns how many tokens were computed."""
+    def extend(self, drafts: Items[Draft]) -> int:
+        """Follow the frontier of each draft, or close it; returns how many tokens it computed."""
         ...
 
-    def observe(self, computed: Items[Computed]) -> None:
+    def observe(self, computed: Iterable[Computed]) -> None:
         """See what a step computed, before the next one."""
         ...
 
@@ -97,25 +136,25 @@ class Drafter(Protocol):
         ...
 
 
-def draft_token(logits: Float32s, branch: Branch, vocabulary: npt.NDArray[np.int32] | None) -> None:
-    """Add to a branch the token that would follow if f32[vocab] were the model's logits, and the likeliest.
+def follow_by(logits: Float32s, draft: Draft, node: Node, vocabulary: npt.NDArray[np.int32] | None) -> None:
+    """Follow a node by what would come next if f32[vocab] were the model's logits, and the likeliest others.
 
     A drawn token is drawn with the number that the sampler will use for the same place, so that both say
     the same as far as their distributions do.
     """
-    sequence, params = branch.sequence, branch.sequence.params
-    if params.temperature == 0:
-        place = int(logits.argmax())
-        sharpness = 1.0
-    else:
-        index = sequence.output_length + len(branch.tokens)
+    sequence, params = draft.sequence, draft.sequence.params
+    best = int(logits.argmax())
+    largest, place, sharpness = logits[best], best, 1.0
+    if params.temperature > 0:
+        index = sequence.output_length + node.place + 1
         place = draw(logits, params, uniform_at(sequence.seed, index))
         sharpness = 1 / params.temperature
-    weights = np.exp((logits - logits.max()) * np.float32(sharpness))
+    weights = (logits - largest) * np.float32(sharpness)
+    np.exp(weights, out=weights)
     total, found = float(weights.sum()), []
-    for _ in range(1 + branch.width):
+    for _ in range(1 + draft.width):
         token = place if vocabulary is None else int(vocabulary[place])
         found.append(Guess(token, float(weights[place]) / total))
         weights[place] = -1
         place = int(weights.argmax())
-    branch.add(*found[0], found[1:])
+    draft.follow(node, found)

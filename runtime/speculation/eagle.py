@@ -4,6 +4,7 @@ Source: Li et al. 2024, arXiv:2401.15077. Entry i of its cache is made from feat
 drafts itself goes on from its own features, and is overwritten by what the model says of the same tokens.
 """
 
+from collections.abc import Iterable
 from collections.abc import Sequence as Items
 from typing import Protocol, runtime_checkable
 
@@ -12,9 +13,9 @@ import numpy as np
 from tokc.runtime.executors.base import Executor, Float32s, Logits
 from tokc.runtime.executors.drafting import DraftExecutor
 from tokc.runtime.sequence import Sequence
-from tokc.runtime.speculation.autoregressive import AutoregressiveDrafter
-from tokc.runtime.speculation.draft_cache import Entries, Part
-from tokc.runtime.speculation.drafter import Branch, Computed
+from tokc.runtime.speculation.autoregressive import Asked, AutoregressiveDrafter
+from tokc.runtime.speculation.draft_cache import Entries
+from tokc.runtime.speculation.drafter import Computed, Node
 
 # Features of so many tokens are kept for a draft that does not run; of a longer text it sees the end only.
 WINDOW_TOKENS = 1024
@@ -36,7 +37,7 @@ class DraftingExecutor(Executor, Protocol):
 
 
 class EagleDrafter(AutoregressiveDrafter):
-    """Keeps features of tokens that the draft has not read, and the draft's own of each branch."""
+    """Keeps features of tokens that the draft has not read, and those that it made itself, by node."""
 
     shift, keeps_drafted = 1, False
 
@@ -47,10 +48,11 @@ class EagleDrafter(AutoregressiveDrafter):
             max_tokens=executor.max_tokens,
             context_length=executor.context_length,
             vocabulary=draft.vocabulary,
+            branches=draft.trees is not None,
         )
         self._executor, self._draft = executor, draft
         self._unread: dict[Sequence, _Unread] = {}
-        self._own: dict[Branch, Float32s] = {}
+        self._own: dict[Node, Float32s] = {}
 
     def due(self, sequence: Sequence) -> int | None:
         """Return how many features were not read; None if those of the latest tokens are not there."""
@@ -59,27 +61,30 @@ class EagleDrafter(AutoregressiveDrafter):
             return None
         return super().due(sequence) if unread.end == len(sequence.tokens) - 1 > 0 else None
 
-    def run(self, parts: Items[tuple[Branch, Part]]) -> Logits:
+    def run(self, asked: Items[Asked]) -> Logits:
         """Compute parts; returns logits f32[parts, draft vocab]."""
         features = [
-            self._own[branch][None] if branch.tokens else self._unread[branch.sequence].take(len(part.ids))
-            for branch, part in parts
+            self._own[node.parent][None] if node.parent else self._unread[draft.sequence].take(len(part.ids))
+            for draft, node, part in asked
         ]
-        made = self._draft.step(self.cache.batch([part for _, part in parts]), np.concatenate(features))
+        given = features[0] if len(features) == 1 else np.concatenate(features)
+        made = self._draft.step(self.cache.batch([one.part for one in asked]), given)
         assert made.features is not None, "an eagle goes on from its own features"
-        self._own |= {branch: row.copy() for row, (branch, _) in zip(made.features, parts, strict=True)}
+        self._own |= {one.node: row for row, one in zip(made.features.copy(), asked, strict=True)}
         return made.logits
 
-    def observe(self, computed: Items[Computed]) -> None:
+    def observe(self, computed: Iterable[Computed]) -> None:
         """Keep the features of tokens that stay."""
         self._own.clear()
-        features = self._executor.features
-        assert features is not None, "an artifact with an eagle tells its features"
+        found = self._executor.features
+        assert found is not None, "an artifact with an eagle tells its features"
+        features = found.copy()
         for sequence, start, rows in computed:
             entries, unread = self.cache.of(sequence), self._unread.get(sequence)
             if unread is None or unread.entries is not entries or unread.end != start:
                 unread = self._unread[sequence] = _Unread(entries, start, self.cache.page_size)
-            unread.add(features[rows])
+            first, last = rows[0], rows[-1]
+            unread.add(features[first : last + 1] if last - first == len(rows) - 1 else features[rows])
 
     def forget(self, sequence: Sequence) -> None:
         """Forget the entries and features of a sequence."""

@@ -3,6 +3,7 @@
 Source: Cai et al. 2024, arXiv:2401.10774.
 """
 
+from collections.abc import Iterable
 from collections.abc import Sequence as Items
 
 import numpy as np
@@ -11,14 +12,14 @@ from tokc.runtime.executors.base import Batch, Float32s
 from tokc.runtime.executors.drafting import DraftExecutor
 from tokc.runtime.sequence import Sequence
 from tokc.runtime.speculation.autoregressive import PROBABILITIES
-from tokc.runtime.speculation.drafter import Branch, Computed, draft_token
+from tokc.runtime.speculation.drafter import Computed, Draft, follow_by
 from tokc.runtime.speculation.eagle import DraftingExecutor
 
 
 class MedusaDrafter:
     """Keeps the feature of each sequence's last computed token; one call drafts a token a head."""
 
-    priors = PROBABILITIES
+    branches, priors = False, PROBABILITIES
 
     def __init__(self, executor: DraftingExecutor, draft: DraftExecutor) -> None:
         """Draft for `executor`."""
@@ -31,19 +32,21 @@ class MedusaDrafter:
         end, _ = self._latest.get(sequence, (None, None))
         return 1 if end == len(sequence.tokens) - 1 else None
 
-    def extend(self, branches: Items[Branch]) -> int:
-        """Append a token of each head to each branch, as far as it goes, and close it."""
-        features = np.stack([self._latest[branch.sequence][1] for branch in branches])
-        rows = np.arange(len(branches), dtype=np.int32)
-        none = np.zeros((len(branches), 1), np.int32)
+    def extend(self, drafts: Items[Draft]) -> int:
+        """Follow each draft's root by a token of each head, as far as it goes, and close it."""
+        features = np.stack([self._latest[draft.sequence][1] for draft in drafts])
+        rows = np.arange(len(drafts), dtype=np.int32)
+        none = np.zeros((len(drafts), 1), np.int32)
         logits = self._draft.step(Batch(rows * 0, rows * 0, rows, none, rows), features).logits
-        for branch, heads in zip(branches, logits, strict=True):
-            for row in heads[: branch.most]:
-                draft_token(row, branch, self._draft.vocabulary)
-            branch.close()
-        return len(branches)
+        for draft, heads in zip(drafts, logits, strict=True):
+            node = draft.root
+            for row in heads[: draft.most]:
+                follow_by(row, draft, node, self._draft.vocabulary)
+                node = node.children[0]
+            draft.close()
+        return len(drafts)
 
-    def observe(self, computed: Items[Computed]) -> None:
+    def observe(self, computed: Iterable[Computed]) -> None:
         """Keep the last feature of tokens that stay."""
         features = self._executor.features
         assert features is not None, "an artifact with heads tells its features"

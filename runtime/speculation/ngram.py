@@ -1,10 +1,11 @@
 """Drafts what was said before: prompt lookup, without weights."""
 
+from collections.abc import Iterable
 from collections.abc import Sequence as Items
 
 from tokc.runtime.sequence import Sequence
 from tokc.runtime.speculation.answers import KEY_TOKENS, LONGEST_MATCH, Answers
-from tokc.runtime.speculation.drafter import Branch, Computed
+from tokc.runtime.speculation.drafter import Computed, Draft, Guess
 from tokc.runtime.speculation.suffix_index import SuffixAutomaton
 
 MIN_MATCH = 2
@@ -17,7 +18,7 @@ class NgramDrafter:
     Its confidence is the length of the match, of which LONGEST_MATCH is all.
     """
 
-    stride = 0
+    stride, branches = 0, False
     priors = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.8)
 
     def __init__(self, answers: Answers | None = None) -> None:
@@ -29,16 +30,18 @@ class NgramDrafter:
         """Return 0: nothing is computed."""
         return 0
 
-    def extend(self, branches: Items[Branch]) -> int:
-        """Append all that is found to each branch and close it."""
-        for branch in branches:
-            found, match = self._longest(branch.sequence, branch.most)
+    def extend(self, drafts: Items[Draft]) -> int:
+        """Follow each draft by all that is found and close it."""
+        for draft in drafts:
+            found, match = self._longest(draft.sequence, draft.most)
+            node = draft.root
             for place, token in enumerate(found):
-                branch.add(token, min(match + place, LONGEST_MATCH) / LONGEST_MATCH)
-            branch.close()
+                draft.follow(node, [Guess(token, min(match + place, LONGEST_MATCH) / LONGEST_MATCH)])
+                node = node.children[0]
+            draft.close()
         return 0
 
-    def observe(self, computed: Items[Computed]) -> None:
+    def observe(self, computed: Iterable[Computed]) -> None:
         """See nothing that the text does not say."""
 
     def forget(self, sequence: Sequence) -> None:

@@ -1,15 +1,15 @@
 """Drafts for the sequences of a step, and what is learned from how they went."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Items
 
 from tokc.runtime.executors.base import TREE_NODES
 from tokc.runtime.sequence import Sequence
 from tokc.runtime.speculation.acceptance import BUCKETS, HIGHEST, Acceptance, Trust
 from tokc.runtime.speculation.config import MAX_TOKENS
-from tokc.runtime.speculation.controller import Gains, Other, Setting, choose
-from tokc.runtime.speculation.drafter import Branch, Computed, Drafter
+from tokc.runtime.speculation.controller import LEAST_GAIN, Candidate, Setting, choose
+from tokc.runtime.speculation.drafter import Computed, Draft, Drafter, Node, tree_of
 from tokc.runtime.speculation.step_time import StepTime
 from tokc.runtime.speculation.tree import TokenTree
 
@@ -24,12 +24,14 @@ PLAIN_STEPS, PLAIN_EVERY = 3, 64
 # A draft that must first catch up with a text pays for it over so many of its tokens at most.
 AMORTIZED_TOKENS = 64
 
-# To weigh drafts takes time of its own, and the more the more sequences there are. From so many on, steps
-# after one for which none paid go without a look: one, then twice as many each time, up to so many.
-RESTING_SEQUENCES, MOST_REST = 4, 8
+# To weigh drafts takes time of its own: 2 % of a step of a small model, and the more the more sequences there
+# are. After a look where drafts were lately worth less than looks cost, steps go without one: one, then twice
+# as many each time, up to so many. Where a look costs a lookup only, so few sequences always have one.
+AWAKE_SEQUENCES, MOST_REST = 3, 16
+WORTH_GAIN = 0.1
 
-# Where steps may hold trees, so many tokens beside the one that is drafted further. None is likelier than one
-# half, and until it was measured each is taken to hold as often as its drafter says.
+# Where steps may hold trees, so many tokens beside the first at each place. None is likelier than one half,
+# and until it was measured each is taken to hold as often as its drafter says.
 OTHERS = 2
 OTHERS_PRIORS = tuple((bucket + 0.5) / BUCKETS / 2 for bucket in range(BUCKETS))
 
@@ -40,7 +42,8 @@ class Rest:
     """Counts the steps that go without a look at drafts; fewer sequences end it."""
 
     def __init__(self) -> None:
-        """Be awake."""
+        """Be awake, and know of no look."""
+        self.worth_s = 0.0
         self._left = self._length = self._sequences = 0
 
     def goes_on(self, sequences: int) -> bool:
@@ -50,9 +53,10 @@ class Rest:
         self._left -= 1
         return True
 
-    def note(self, sequences: int, *, paid: bool) -> None:
-        """Note whether a step for which drafts were weighed has any."""
-        rests = not paid and sequences >= RESTING_SEQUENCES
+    def note(self, sequences: int, gain_s: float, *, awake: bool = False) -> None:
+        """Note a look by the seconds that it should save less those it took; rest, unless `awake`."""
+        self.worth_s += (gain_s - self.worth_s) * WORTH_GAIN
+        rests = self.worth_s < 0 and not awake
         self._length = min(2 * self._length or 1, MOST_REST) if rests else 0
         self._left, self._sequences = self._length, sequences
 
@@ -73,7 +77,7 @@ class Speculation:
         With `trees` a step may verify several tokens at one place.
         """
         self.paused = False
-        self._width = OTHERS if trees else 0
+        self._width, self._branches = OTHERS if trees else 0, trees and drafter.branches
         self.drafter, self.most = drafter, most
         self.time = StepTime()
         self.draft_time = StepTime(share=DRAFT_SHARE, of=self.time)
@@ -81,8 +85,8 @@ class Speculation:
         self.acceptance_of_others = Acceptance(OTHERS_PRIORS)
         self._clock = clock
         self._trust: dict[Sequence, Trust] = {}
-        self._open: dict[Sequence, tuple[Branch, int, Items[Other]]] = {}
-        self._steps_without = self._steps_with = self._calls = 0
+        self._verified: dict[Sequence, tuple[Draft, set[Node]]] = {}
+        self._steps = self._steps_without = self._steps_with = self._calls = 0
         self._rest = Rest()
 
     def drafts(
@@ -93,53 +97,58 @@ class Speculation:
         Together they hold at most `room` tokens; `grow` makes place in the cache for so many tokens behind a
         sequence's own, and returns for how many there is.
         """
-        self._open.clear()
+        self._verified.clear()
+        self._steps += 1
         if self.paused:
             return {}
         if self._rest.goes_on(len(sequences)):
             self._steps_without += 1
             return {}
-        branches = [branch for sequence in sequences for branch in self._branch(sequence, room)]
-        if not branches or (tokens == len(sequences) and self._measures_plain(tokens)):
+        began_s = self._clock()
+        begun = [draft for sequence in sequences for draft in self._begun(sequence, room)]
+        if not begun or (tokens == len(sequences) and self._measures_plain(tokens)):
             self._steps_with = 0
             return {}
-        if self.drafter.stride == 0:
-            self._extend(branches)
+        lookup = self.drafter.stride == 0
+        if lookup:
+            self._extend(begun)
         self._steps_with += 1
-        made = len(sequences)
-        setting = Setting(tokens, made, room, 0.0, self.time.seconds, self._draft_s, self._due)
-        drafted = self._drafted(branches, setting, grow)
-        self._rest.note(len(sequences), paid=bool(drafted))
-        self._open = {branch.sequence: (branch, depth, others) for branch, depth, others in drafted}
-        return {branch.sequence: branch.tree(depth, others) for branch, depth, others in drafted}
+        setting = Setting(tokens, len(sequences), room, 0.0, self.time.seconds, self._draft_s, self._due)
+        chosen = self._drafted(begun, setting, grow)
+        gain_s = self._saved_s(setting, chosen) - (self._clock() - began_s)
+        self._rest.note(len(sequences), gain_s, awake=lookup and len(sequences) <= AWAKE_SEQUENCES)
+        self._verified |= {draft.sequence: (draft, set(nodes)) for draft, nodes in chosen.items()}
+        return {draft.sequence: tree_of(nodes) for draft, nodes in chosen.items()}
 
     def learn(self, sequence: Sequence, made: int) -> None:
         """Note that a step made the last `made` tokens of a sequence, by a draft or without any."""
-        trust = self._trust.get(sequence)
-        if trust is None:
+        if sequence not in self._verified:
             return
-        if sequence not in self._open:
-            trust.relax()
+        trust = self._trust[sequence]
+        draft, verified = self._verified.pop(sequence)
+        node: Node | None = draft.root
+        for token in sequence.tokens[-made:]:
+            followers = [] if node is None else node.children
+            node = None
+            for child in followers:
+                held = child.token == token
+                if child in verified:
+                    self._judge(trust, child, held=held)
+                    node = child if held else node
+
+    def _judge(self, trust: Trust, node: Node, *, held: bool) -> None:
+        """Note whether a node held behind those that did."""
+        if node.which:
+            self.acceptance_of_others.learn(node.place, 2 * node.confidence, held=held)
             return
-        branch, depth, others = self._open.pop(sequence)
-        for place, token in enumerate(sequence.tokens[-made:]):
-            for at, which in others:
-                if at == place:
-                    other = branch.others[place][which]
-                    self.acceptance_of_others.learn(place, 2 * other.confidence, held=other.token == token)
-            if place >= depth:
-                break
-            held = branch.tokens[place] == token
-            trust.learn(branch.chances[place], held=held)
-            self.acceptance.learn(place, branch.confidences[place], held=held)
-            if not held:
-                break
+        trust.learn(node.chance, held=held)
+        self.acceptance.learn(node.place, node.confidence, held=held)
 
     def timed(self, tokens: int, seconds: float) -> None:
         """Note what a step of so many tokens took."""
         self.time.learn(tokens, seconds)
 
-    def observe(self, computed: Items[Computed]) -> None:
+    def observe(self, computed: Iterable[Computed]) -> None:
         """Let the drafter see what a step computed."""
         if not self.paused:
             self.drafter.observe(computed)
@@ -157,87 +166,114 @@ class Speculation:
         """Say whether this step is to be timed without drafts."""
         return self.time.observations(tokens) < PLAIN_STEPS or self._steps_with >= PLAIN_EVERY
 
-    def _branch(self, sequence: Sequence, room: int) -> Items[Branch]:
+    def _begun(self, sequence: Sequence, room: int) -> Items[Draft]:
+        """Return a draft of a sequence, if it can have any."""
         most = min(self.most, sequence.last_output - sequence.output_length - 1, room)
         if most <= 0 or self.drafter.due(sequence) is None:
             return ()
-        self._trust.setdefault(sequence, Trust())
-        return (Branch(sequence, most, self._width),)
+        self._trust.setdefault(sequence, Trust(self._steps)).relax(self._steps)
+        return (Draft(sequence, most, self._width, self._branches),)
 
-    def _drafted(
-        self, branches: Items[Branch], setting: Setting, grow: Grow
-    ) -> list[tuple[Branch, int, list[Other]]]:
-        """Draft as long as a further token pays; returns how deep to verify each branch, and its others."""
+    def _drafted(self, drafts: Items[Draft], setting: Setting, grow: Grow) -> dict[Draft, list[Node]]:
+        """Draft as long as a further call pays; returns the nodes of each draft to verify, parents first."""
         while True:
-            choice = choose(setting, [self._gains(branch) for branch in branches])
-            depths = choice.depths
-            probe = not (depths or choice.others) and self._probes(branches)
-            if probe:
-                depths = {min(branches, key=self._due): 1}
-            depths = {branch: grow(branch.sequence, depth) for branch, depth in depths.items()}
-            going = [branch for branch, depth in depths.items() if depth > len(branch.tokens)]
-            if going:
-                setting = setting._replace(spent_s=setting.spent_s + self._extend(going))
-            if probe or not going:
-                found = [self._cut(branch, depths, choice.others, grow) for branch in branches]
-                found = [one for one in found if one[1] or one[2]]
-                self._steps_without = 0 if found else self._steps_without + 1
-                return found
+            began_s = self._clock()
+            choice = choose(setting, [one for draft in drafts for one in self._candidates(draft)])
+            verified, followed = choice.verified, choice.followed
+            going = [one for one in followed if _grown(one, followed[one], len(verified.get(one, ())), grow)]
+            if not (going or verified) and self._probes(drafts):
+                return self._probe(min(drafts, key=self._due), grow)
+            if not going:
+                break
+            setting = setting._replace(spent_s=setting.spent_s + self._extend(going, began_s))
+        found = {}
+        for draft, nodes in verified.items():
+            if kept := nodes[: min(grow(draft.sequence, len(nodes)), TREE_NODES)]:
+                found[draft] = kept
+        self._steps_without = 0 if found else self._steps_without + 1
+        return found
 
     @staticmethod
-    def _cut(
-        branch: Branch, depths: dict[Branch, int], others: dict[Branch, list[Other]], grow: Grow
-    ) -> tuple[Branch, int, list[Other]]:
-        """Return depth and others of a branch, as far as there is place for them."""
-        depth, wanted = min(depths.get(branch, 0), len(branch.tokens)), others.get(branch, [])
-        kept = [one for one in wanted if one[0] <= depth][: TREE_NODES - depth]
-        if kept:
-            kept = kept[: max(grow(branch.sequence, depth + len(kept)) - depth, 0)]
-        return branch, depth, kept
+    def _saved_s(setting: Setting, chosen: dict[Draft, list[Node]]) -> float:
+        """Return the seconds that other steps are expected to be saved, less what this one takes longer."""
+        nodes = [node for own in chosen.values() for node in own]
+        plain_s = setting.step_s(setting.tokens)
+        longer_s = setting.step_s(setting.tokens + len(nodes)) - plain_s
+        return plain_s * sum(node.gain for node in nodes) / setting.made - longer_s
 
-    def _probes(self, branches: Items[Branch]) -> bool:
+    def _probe(self, draft: Draft, grow: Grow) -> dict[Draft, list[Node]]:
+        """Draft one token although it does not seem to pay."""
+        self._steps_without += 1
+        if not grow(draft.sequence, 1):
+            return {}
+        draft.frontier = [draft.root]
+        self._extend([draft])
+        if not draft.nodes:
+            return {}
+        self._steps_without = 0
+        return {draft: draft.nodes[:1]}
+
+    def _probes(self, drafts: Items[Draft]) -> bool:
         """Say whether to draft although it does not seem to pay, so that figures do not grow old."""
-        if not self.drafter.stride or any(branch.tokens for branch in branches):
+        if not self.drafter.stride or any(draft.open != [draft.root] for draft in drafts):
             return False
         return self._calls < FIRST_PROBES or self._steps_without >= PROBE_STEPS
 
-    def _extend(self, branches: Items[Branch]) -> float:
-        """Draft further; returns the seconds that it took."""
-        began_s = self._clock()
-        computed = self.drafter.extend(branches)
-        for branch in branches:
-            for place in range(len(branch.chances), len(branch.tokens)):
-                chance = self.acceptance.chance(place, branch.confidences[place])
-                branch.chances.append(chance)
-                self.acceptance.drafted(place, chance)
+    def _extend(self, drafts: Items[Draft], began_s: float | None = None) -> float:
+        """Draft further; returns the seconds that it took, with those since `began_s` that chose what."""
+        began_s, known = began_s or self._clock(), [len(draft.nodes) for draft in drafts]
+        computed = self.drafter.extend(drafts)
+        for draft, first in zip(drafts, known, strict=True):
+            assert not set(draft.frontier) & set(draft.open), "a drafter follows the frontier or closes it"
+            factor = self._trust[draft.sequence].factor
+            for node in draft.nodes[first:]:
+                self._rate(node, factor)
         seconds = self._clock() - began_s
         self._calls += 1
         if computed:
             self.draft_time.learn(computed, seconds)
         return seconds
 
-    def _gains(self, branch: Branch) -> Gains:
-        """Return how likely the token at each place is made, drafted already or not, and the others."""
-        factor, gain, gains = self._trust[branch.sequence].factor, 1.0, []
-        others: list[tuple[float, Other]] = []
-        for place in range(branch.most):
-            drafted = place < len(branch.chances)
-            if drafted:
-                for which, other in enumerate(branch.others[place]):
-                    chance = self.acceptance_of_others.chance(place, 2 * other.confidence)
-                    others.append((gain * min(chance, HIGHEST), (place, which)))
-            chance = branch.chances[place] if drafted else self.acceptance.expected(place)
-            gain *= min(chance * factor, HIGHEST)
-            gains.append(gain)
-        return Gains(branch, gains, others)
+    def _rate(self, node: Node, factor: float) -> None:
+        """Say how likely a node holds and is made."""
+        assert node.parent is not None, "only the root has none"
+        if node.which:
+            node.chance = self.acceptance_of_others.chance(node.place, 2 * node.confidence)
+            factor = 1.0
+        else:
+            node.chance = self.acceptance.chance(node.place, node.confidence)
+            self.acceptance.drafted(node.place, node.chance)
+        node.gain = node.parent.gain * min(node.chance * factor, HIGHEST)
 
-    def _draft_s(self, place: int, tokens: float) -> float:
-        """Return the seconds of drafting the tokens at a place; a call drafts `stride` of them."""
+    def _candidates(self, draft: Draft) -> list[Candidate]:
+        """Return the nodes of a draft, and what is to be expected of following the open ones."""
+        found = [Candidate(node.gain, draft, node) for node in draft.nodes]
+        factor = self._trust[draft.sequence].factor
+        for node in draft.open:
+            gain = node.gain
+            for call, place in enumerate(range(node.place + 1, draft.most)):
+                gain *= min(self.acceptance.expected(place) * factor, HIGHEST)
+                if gain < LEAST_GAIN:
+                    break
+                found.append(Candidate(gain, draft, node, call))
+        return found
+
+    def _draft_s(self, call: int, tokens: float) -> float:
+        """Return the seconds of a call that computes so many tokens; one drafts `stride` places."""
         stride = self.drafter.stride
-        return 0.0 if not stride or place % stride else self.draft_time.seconds(tokens)
+        return 0.0 if not stride or call % stride else self.draft_time.seconds(tokens)
 
-    def _due(self, branch: Branch) -> float:
-        sequence = branch.sequence
+    def _due(self, draft: Draft) -> float:
+        """Return what following the root computes; to catch up with a text is shared by tokens to come."""
+        sequence = draft.sequence
         due, usual = self.drafter.due(sequence) or 0, self.most + 1
         left = max(min(sequence.last_output - sequence.output_length, AMORTIZED_TOKENS), 1)
         return due if due <= usual else usual + (due - usual) / left
+
+
+def _grown(draft: Draft, wanted: Items[Node], verified: int, grow: Grow) -> bool:
+    """Let the next call follow `wanted` nodes besides those to verify, as far as there is place."""
+    used = len(draft.entries)
+    place = min(grow(draft.sequence, max(verified, used) + len(wanted)), TREE_NODES)
+    draft.frontier = list(wanted[: max(place - used, 0)])
+    return bool(draft.frontier)

@@ -11,6 +11,8 @@ LINE_WEIGHT = 1.0
 MOST_WEIGHT = 50.0
 SCALE_GAIN = 0.1
 OUTLIER = 3.0
+# The line is fitted to each of the first steps of so many tokens, and to every so manieth step later.
+FITTED_STEPS = 8
 # Each number of tokens has a figure of its own up to 16, then eight a doubling.
 KNOTS: tuple[int, ...] = (
     *range(1, 17),
@@ -33,6 +35,8 @@ class StepTime:
         self._weights = [0.0] * len(KNOTS)
         self._ratios = [0.0] * len(KNOTS)
         self._base, self._slope = 1.0 - PRIOR_SLOPE, PRIOR_SLOPE
+        self._steps = 0
+        self._shapes: dict[float, float] = {}  # by tokens, until the next step
 
     @property
     def _unit(self) -> float:
@@ -44,12 +48,10 @@ class StepTime:
         """Return the seconds of a step of so many tokens, 0 of none; only ratios matter before the first."""
         if tokens <= 0:
             return 0.0
-        above = _knot(tokens)
-        if KNOTS[above] == tokens or above == 0 or tokens > KNOTS[-1]:
-            return self._unit * self._shape(above, tokens)
-        low, high = KNOTS[above - 1], KNOTS[above]
-        share = (tokens - low) / (high - low)
-        return self._unit * ((1 - share) * self._shape(above - 1, low) + share * self._shape(above, high))
+        shape = self._shapes.get(tokens)
+        if shape is None:
+            shape = self._shapes[tokens] = self._shape(tokens)
+        return self._unit * shape
 
     def observations(self, tokens: int) -> float:
         """Return how many steps of about so many tokens were timed."""
@@ -64,10 +66,23 @@ class StepTime:
         ratio = seconds / self._scale
         self._weights[knot] = weight = min(self._weights[knot] + 1, MOST_WEIGHT)
         self._ratios[knot] += (ratio - self._ratios[knot]) / weight
+        self._shapes.clear()
         self._scale += SCALE_GAIN * (seconds / self.seconds(tokens) - 1) * self._scale
-        self._fit()
+        self._steps += 1
+        if weight <= FITTED_STEPS or self._steps % FITTED_STEPS == 0:
+            self._fit()
+            self._shapes.clear()
 
-    def _shape(self, knot: int, tokens: float) -> float:
+    def _shape(self, tokens: float) -> float:
+        """Return what a step of so many tokens takes relative to the scale."""
+        above = _knot(tokens)
+        if KNOTS[above] == tokens or above == 0 or tokens > KNOTS[-1]:
+            return self._at(above, tokens)
+        low, high = KNOTS[above - 1], KNOTS[above]
+        share = (tokens - low) / (high - low)
+        return (1 - share) * self._at(above - 1, low) + share * self._at(above, high)
+
+    def _at(self, knot: int, tokens: float) -> float:
         weight = self._weights[knot]
         return (weight * self._ratios[knot] + LINE_WEIGHT * self._line(tokens)) / (weight + LINE_WEIGHT)
 

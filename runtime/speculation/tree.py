@@ -44,6 +44,8 @@ class TokenTree:
     @classmethod
     def arranged(cls, tokens: Items[int], parents: Items[int | None]) -> Self:
         """Return the tree in preorder; parents come before their children, and siblings keep their order."""
+        if list(parents) == [None, *range(len(parents) - 1)]:
+            return cls(tuple(tokens), tuple(parents))
         children: dict[int | None, list[int]] = {None: []}
         for node, parent in enumerate(parents):
             assert parent in children, f"node {node} comes before its parent"

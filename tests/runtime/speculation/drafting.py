@@ -1,6 +1,6 @@
 """Drafters of the tests: they draft what they were told, right or wrong."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from random import Random
 from typing import Any
 
@@ -10,9 +10,9 @@ from tokc.runtime.engine import Engine
 from tokc.runtime.executors.base import TREE_NODES
 from tokc.runtime.sequence import Result, SamplingParams
 from tokc.runtime.sequence import Sequence as Tokens
-from tokc.runtime.speculation.drafter import Branch, Computed, Drafter, Guess
+from tokc.runtime.speculation.drafter import Computed, Draft, Drafter, Guess, Node
 from tokc.runtime.speculation.ngram import NgramDrafter
-from tokc.runtime.speculation.speculation import Speculation
+from tokc.runtime.speculation.speculation import Rest, Speculation
 
 
 class Arbitrary:
@@ -27,8 +27,9 @@ class Arbitrary:
         seed: int = 0,
         vocab: int = 259,
         stride: int = 1,
+        branches: bool = False,
     ) -> None:
-        self.stride, self._vocab = stride, vocab
+        self.stride, self.branches, self._vocab = stride, branches, vocab
         self._answers, self._random = answers or {}, Random(seed)
         self.observed: list[Computed] = []
         self.forgotten = 0
@@ -36,26 +37,32 @@ class Arbitrary:
     def due(self, sequence: Tokens) -> int | None:
         return 1
 
-    def extend(self, branches: Sequence[Branch]) -> int:
-        for branch in branches:
-            if self._random.random() < 0.1:
-                branch.close()
-                continue
-            for _ in range(max(self.stride, 1)):
-                if len(branch.tokens) < branch.most:
-                    others = [Guess(self._token(branch), self._random.random()) for _ in range(branch.width)]
-                    branch.add(self._token(branch), self._random.random(), others)
-        return len(branches)
+    def extend(self, drafts: Sequence[Draft]) -> int:
+        for draft in drafts:
+            for node in draft.frontier:
+                if self._random.random() < 0.1:
+                    draft.follow(node, ())
+                else:
+                    self._follow(draft, node)
+            if self.stride != 1:
+                draft.close()
+        return sum(len(draft.frontier) for draft in drafts)
 
-    def _token(self, branch: Branch) -> int:
-        sequence = branch.sequence
+    def _follow(self, draft: Draft, node: Node) -> None:
+        for _ in range(max(self.stride, 1)):
+            if node in draft.open:
+                draft.follow(node, [self._guess(draft, node) for _ in range(1 + draft.width)])
+                node = node.children[0]
+
+    def _guess(self, draft: Draft, node: Node) -> Guess:
+        sequence = draft.sequence
         answer = self._answers.get(tuple(sequence.tokens[: sequence.prompt_length]), ())
-        place = sequence.output_length + len(branch.tokens)
+        place = sequence.output_length + node.place + 1
         if place < len(answer) and self._random.random() < 0.7:
-            return answer[place]
-        return self._random.randrange(self._vocab)
+            return Guess(answer[place], self._random.random())
+        return Guess(self._random.randrange(self._vocab), self._random.random())
 
-    def observe(self, computed: Sequence[Computed]) -> None:
+    def observe(self, computed: Iterable[Computed]) -> None:
         self.observed += computed
 
     def forget(self, sequence: Tokens) -> None:
@@ -65,29 +72,36 @@ class Arbitrary:
         pass
 
 
+class Awake(Rest):
+    """Never rests."""
+
+    def goes_on(self, sequences: int) -> bool:
+        return False
+
+
 class Eager(Speculation):
     """Drafts and verifies all it can, whatever it costs, so that drafts fail often."""
 
     def __init__(self, drafter: Drafter | None = None, **options: Any) -> None:
         super().__init__(drafter or NgramDrafter(), **options)
+        self._rest = Awake()
 
     def _measures_plain(self, tokens: int) -> bool:
         return False
 
-    def _drafted(self, branches: Any, setting: Any, grow: Any) -> list[Any]:
-        room, size = setting.room, 1 + self._width
-        for branch in branches:
-            branch.most = min(branch.most, grow(branch.sequence, min(branch.most * size, room)) // size)
-            room -= branch.most * size
-        while going := [branch for branch in branches if len(branch.tokens) < branch.most]:
+    def _drafted(self, drafts: Any, setting: Any, grow: Any) -> dict[Draft, list[Node]]:
+        room, places = setting.room, {}
+        for draft in drafts:
+            most = TREE_NODES if draft.branches else draft.most * (1 + draft.width)
+            places[draft] = min(grow(draft.sequence, min(most, room)), TREE_NODES)
+            draft.most = min(draft.most, places[draft])
+            room -= places[draft]
+        while going := [draft for draft in drafts if draft.open and len(draft.nodes) < places[draft]]:
+            for draft in going:
+                draft.frontier = draft.open[: places[draft] - len(draft.entries)]
             self._extend(going)
-        found = []
-        for branch in branches:
-            depth = min(branch.most, len(branch.tokens))
-            others = [(place, at) for place in range(depth) for at in range(len(branch.others[place]))]
-            if depth:
-                found.append((branch, depth, others[: TREE_NODES - depth]))
-        return found
+        found = {draft: draft.nodes[: places[draft]] for draft in drafts}
+        return {draft: nodes for draft, nodes in found.items() if nodes}
 
 
 def engine_of(executor: HashModel, speculation: Speculation | None = None, **options: Any) -> Engine:

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from tokc.runtime.sequence import SamplingParams
 from tokc.runtime.sequence import Sequence as Tokens
-from tokc.runtime.speculation.controller import LEAST_GAIN, MARGIN, Gains, Setting, choose
-from tokc.runtime.speculation.drafter import Branch, Computed
+from tokc.runtime.speculation.controller import LEAST_GAIN, MARGIN, Candidate, Setting, choose
+from tokc.runtime.speculation.drafter import Computed, Draft, Guess
 from tokc.runtime.speculation.speculation import Speculation
 from tokc.runtime.speculation.tree import TokenTree
 
@@ -49,7 +49,7 @@ def rate_of(setting: Setting, gains: Sequence[Sequence[float]], depths: Sequence
 def test_what_is_chosen_wins_by_its_own_figures(
     rows: list[list[float]], base: float, slope: float, draft: float, tokens: int, room: int
 ) -> None:
-    branches = [Branch(sequence_of(), len(row)) for row in rows]
+    drafts = [Draft(sequence_of(), len(row)) for row in rows]
     gains = [gains_of(row) for row in rows]
     setting = Setting(
         tokens + len(rows),
@@ -60,8 +60,13 @@ def test_what_is_chosen_wins_by_its_own_figures(
         lambda _, count: draft * bool(count),
         lambda _: 1.0,
     )
-    choice = choose(setting, list(map(Gains, branches, gains)))
-    depths = [choice.depths.get(branch, 0) for branch in branches]
+    wanted = [
+        Candidate(gain, draft, draft.root, call)
+        for draft, row in zip(drafts, gains, strict=True)
+        for call, gain in enumerate(row)
+    ]
+    choice = choose(setting, wanted)
+    depths = [sum(one.draft is draft for one in choice.taken) for draft in drafts]
     assert sum(depths) <= room
     assert choice.plain_rate == pytest.approx(rate_of(setting, gains, [0] * len(rows)))
     assert choice.rate == pytest.approx(rate_of(setting, gains, depths))
@@ -84,21 +89,24 @@ class World:
         draft_s: Callable[[int], float],
         holds: Callable[[int, int], float],
         stride: int = 1,
+        *,
+        branches: bool = False,
     ) -> None:
-        self.stride = stride
+        self.stride, self.branches = stride, branches
         self.step_s, self.draft_s, self.holds = step_s, draft_s, holds
-        self.now_s, self.random = 0.0, Random(1)
-        self.speculation = Speculation(self, most=6, clock=lambda: self.now_s)
+        self.now_s, self.random, self.second = 0.0, Random(1), 0.0
+        self.speculation = Speculation(self, most=6, trees=branches, clock=lambda: self.now_s)
 
     def due(self, sequence: Tokens) -> int | None:
         return 1
 
-    def extend(self, branches: Sequence[Branch]) -> int:
-        self.now_s += self.draft_s(len(branches))
-        for branch in branches:
-            for _ in range(max(self.stride, 1) if self.stride else branch.most):
-                branch.add(0, 0.5)
-        return len(branches)
+    def extend(self, drafts: Sequence[Draft]) -> int:
+        computed = sum(len(draft.frontier) for draft in drafts)
+        self.now_s += self.draft_s(computed)
+        for draft in drafts:
+            for node in draft.frontier:
+                draft.follow(node, [Guess(which, 0.5 / 2**which) for which in range(1 + draft.width)])
+        return computed
 
     def observe(self, computed: Sequence[Computed]) -> None:
         """See nothing."""
@@ -112,6 +120,17 @@ class World:
     def drafts(self, sequences: Sequence[Tokens]) -> dict[Tokens, TokenTree]:
         return self.speculation.drafts(sequences, len(sequences), 256, lambda _, count: count)
 
+    def tokens_of(self, index: int, tree: TokenTree | None) -> list[int]:
+        """Return what a step makes: 0 where the first guess is right, 1 the second, else neither."""
+        tokens: list[int] = []
+        node = None
+        while not tokens or node is not None:
+            first = self.holds(index, len(tokens))
+            at = self.random.random()
+            tokens.append(0 if at < first else 1 if at < first + self.second else 9)
+            node = None if tree is None else tree.child(node, tokens[-1])
+        return tokens
+
     def tokens_per_s(self, batch: int, steps: int) -> float:
         sequences, made = [sequence_of() for _ in range(batch)], 0
         for _ in range(steps):
@@ -121,12 +140,10 @@ class World:
             self.now_s += seconds
             self.speculation.timed(count, seconds)
             for index, sequence in enumerate(sequences):
-                length, held = len(drafts.get(sequence, ())), 0
-                while held < length and self.random.random() < self.holds(index, held):
-                    held += 1
-                made += held + 1
-                sequence.tokens += [0] * held + [1]
-                self.speculation.learn(sequence, held + 1)
+                tokens = self.tokens_of(index, drafts.get(sequence))
+                made += len(tokens)
+                sequence.tokens += tokens
+                self.speculation.learn(sequence, len(tokens))
         return made / self.now_s
 
 
@@ -181,3 +198,14 @@ def test_what_became_worth_it_is_found_again() -> None:
     world.now_s = 0.0
     plain = 1 / STEPS["memory-bound"](1)
     assert world.tokens_per_s(1, 2000) > 1.3 * plain
+
+
+@pytest.mark.parametrize(("first", "second"), [(0.45, 0.4), (0.8, 0.0)])
+def test_a_tree_is_as_wide_as_what_holds(first: float, second: float) -> None:
+    step, draft_s = STEPS["memory-bound"], 0.0004
+    chain, tree = (
+        World(step, lambda _: draft_s, lambda _, __: first, branches=branches) for branches in (False, True)
+    )
+    chain.second = tree.second = second
+    rates = [world.tokens_per_s(1, 1500) for world in (chain, tree)]
+    assert rates[1] > (1.15 if second else 0.97) * rates[0]

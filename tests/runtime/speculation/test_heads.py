@@ -25,18 +25,32 @@ def drafter_of(model: FeatureModel) -> Drafter:
 
 @pytest.mark.parametrize("kind", ["eagle", "medusa"])
 @pytest.mark.parametrize("params", [{}, {"temperature": 0.8, "top_p": 0.9}])
-@given(prompts=PROMPTS, budget=st.integers(3, 16), pages=st.integers(10, 40), window=st.sampled_from([8, 99]))
-@settings(max_examples=15, deadline=None)
+@given(
+    prompts=PROMPTS,
+    budget=st.integers(3, 16),
+    pages=st.integers(10, 40),
+    window=st.sampled_from([8, 99]),
+    trees=st.booleans(),
+)
+@settings(max_examples=20, deadline=None)
 def test_features_entries_and_tokens_belong_together(
-    params: dict[str, Any], kind: str, prompts: list[list[int]], budget: int, pages: int, window: int
+    params: dict[str, Any],
+    kind: str,
+    prompts: list[list[int]],
+    budget: int,
+    pages: int,
+    window: int,
+    *,
+    trees: bool,
 ) -> None:
     options = {"max_tokens": 14, **params}
     plain = answers_of(engine_of(HashModel(memory=1, num_pages=pages)), prompts, **options)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(eagle, "WINDOW_TOKENS", window)
         for speculating in (Eager, Speculation):
-            model = FeatureModel(kind, heads=3 if kind == "medusa" else 1, num_pages=pages)
-            engine = engine_of(model, speculating(drafter_of(model), most=4), token_budget=budget)
+            model = FeatureModel(kind, heads=3 if kind == "medusa" else 1, num_pages=pages, trees=trees)
+            speculation = speculating(drafter_of(model), most=4, trees=trees)
+            engine = engine_of(model, speculation, token_budget=budget)
             for _ in range(2):
                 drafted = answers_of(engine, prompts, **options)
                 assert [one.token_ids for one in drafted] == [one.token_ids for one in plain]
@@ -51,6 +65,15 @@ def test_a_perfect_draft_makes_five_tokens_a_step(kind: str, heads: int, tempera
     answers_of(engine, [b"a prompt"], max_tokens=51, ignore_eos=True, temperature=temperature)
     assert engine.counters.steps == 1 + 10
     assert engine.counters.drafts.accepted_at == [10] * 4
+
+
+def test_an_eagle_follows_several_nodes_of_a_level_in_one_call() -> None:
+    model = FeatureModel(trees=True, num_pages=64, max_tokens=64, max_seqs=64)
+    engine = engine_of(model, Eager(drafter_of(model), most=3, trees=True))
+    answers_of(engine, [b"a prompt"], max_tokens=41, ignore_eos=True)
+    assert engine.counters.steps == 1 + 10
+    assert engine.counters.drafts.accepted_at == [10] * 3
+    assert [len(step.input_ids) for step in model.draft.steps] == [8, 3, 9, *[4, 3, 9] * 9]
 
 
 def test_a_drawn_token_is_drafted_with_the_number_that_draws_it() -> None:

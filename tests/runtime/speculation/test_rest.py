@@ -1,6 +1,6 @@
-"""Steps that go without a look at drafts, where looking costs and none paid."""
+"""Steps that go without a look at drafts, where looks cost more than drafts are worth."""
 
-from tokc.runtime.speculation.speculation import MOST_REST, RESTING_SEQUENCES, Rest
+from tokc.runtime.speculation.speculation import MOST_REST, Rest
 
 
 def steps_until_a_look(rest: Rest, sequences: int) -> int:
@@ -10,26 +10,29 @@ def steps_until_a_look(rest: Rest, sequences: int) -> int:
     return steps
 
 
-def test_rests_double_while_nothing_pays_and_end_when_something_does() -> None:
+def test_rests_double_while_looks_cost_more_than_they_save_and_end_when_they_save() -> None:
     rest, found = Rest(), []
     for _ in range(6):
-        rest.note(RESTING_SEQUENCES, paid=False)
-        found.append(steps_until_a_look(rest, RESTING_SEQUENCES))
-    assert found == [1, 2, 4, MOST_REST, MOST_REST, MOST_REST]
-    rest.note(RESTING_SEQUENCES, paid=True)
-    assert not rest.goes_on(RESTING_SEQUENCES)
-    rest.note(RESTING_SEQUENCES, paid=False)
-    assert steps_until_a_look(rest, RESTING_SEQUENCES) == 1
+        rest.note(4, -1.0)
+        found.append(steps_until_a_look(rest, 4))
+    assert found == [1, 2, 4, 8, MOST_REST, MOST_REST]
+    rest.note(4, 20.0)
+    assert not rest.goes_on(4)
+    looks = 0
+    while not rest.goes_on(4):
+        rest.note(4, -1.0)
+        looks += 1
+    assert looks > 5  # what was worth much lately is looked for again
 
 
-def test_few_sequences_are_looked_at_in_every_step() -> None:
+def test_what_stays_awake_does_not_rest() -> None:
     rest = Rest()
-    rest.note(RESTING_SEQUENCES - 1, paid=False)
-    assert not rest.goes_on(RESTING_SEQUENCES - 1)
+    rest.note(1, -1.0, awake=True)
+    assert not rest.goes_on(1)
 
 
 def test_fewer_sequences_end_a_rest() -> None:
     rest = Rest()
-    rest.note(9, paid=False)
+    rest.note(9, -1.0)
     assert not rest.goes_on(8)
     assert rest.goes_on(9)
