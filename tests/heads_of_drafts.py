@@ -50,16 +50,18 @@ def medusa_heads(
     *,
     own: int | None = None,
     vocabulary: npt.NDArray[Any] | None = None,
+    blocks: int = 1,
     seed: int = 4,
 ) -> Arrays:
     """Return Medusa-1's tensors; with `own` each head projects to so many tokens by itself."""
     rng = np.random.default_rng(seed)
     made: Arrays = {}
     for head in range(count):
-        made[f"{head}.0.linear.weight"] = _random(rng, (hidden, hidden))
-        made[f"{head}.0.linear.bias"] = _random(rng, (hidden,))
+        for block in range(blocks):
+            made[f"{head}.{block}.linear.weight"] = _random(rng, (hidden, hidden))
+            made[f"{head}.{block}.linear.bias"] = _random(rng, (hidden,))
         if own is not None:
-            made[f"{head}.1.weight"] = _random(rng, (own, hidden))
+            made[f"{head}.{blocks}.weight"] = _random(rng, (own, hidden))
     return made | _own_ids(vocabulary)
 
 
@@ -91,9 +93,11 @@ def medusa_logits(tensors: Arrays, head: F32, features: F32) -> F32:
     """Return logits [tokens, heads, vocabulary]; source: medusa/model/medusa_model.py, ResBlock."""
     found = []
     for index in range(sum(name.endswith(".0.linear.bias") for name in tensors)):
-        y = features @ tensors[f"{index}.0.linear.weight"].T + tensors[f"{index}.0.linear.bias"]
-        r = features + y / (1 + np.exp(-y))
-        found.append(r @ tensors.get(f"{index}.1.weight", _rows(tensors, head)).T)
+        x, block = features, 0
+        while f"{index}.{block}.linear.weight" in tensors:
+            y = x @ tensors[f"{index}.{block}.linear.weight"].T + tensors[f"{index}.{block}.linear.bias"]
+            x, block = x + y / (1 + np.exp(-y)), block + 1
+        found.append(x @ tensors.get(f"{index}.{block}.weight", _rows(tensors, head)).T)
     return np.stack(found, axis=1)
 
 

@@ -28,6 +28,8 @@ MEDUSAS = {
     "published": {"own": VOCAB},
     "of the backbone's head": {},
     "of its own vocabulary": {"vocabulary": SOME},
+    "of two blocks": {"own": VOCAB, "blocks": 2},
+    "of two blocks and the backbone's head": {"vocabulary": SOME, "blocks": 2},
 }
 
 
@@ -143,9 +145,9 @@ def test_files_that_are_no_heads_are_refused(tmp_path: Path) -> None:
     other = saved({"x": np.zeros(3, np.float32)}, tmp_path / "other.safetensors")
     with pytest.raises(ImportRefused, match=r"neither 'fc.weight' .* nor '0.0.linear.weight'"):
         load_heads(other)
-    deep = medusa_heads(HIDDEN, 1) | {"0.1.linear.weight": np.zeros((HIDDEN, HIDDEN), np.float32)}
-    with pytest.raises(ImportRefused, match="more than one residual block"):
-        load_heads(saved(deep, tmp_path / "deep.safetensors"))
+    odd = medusa_heads(HIDDEN, 1, own=VOCAB) | {"0.2.weight": np.zeros((VOCAB, HIDDEN), np.float32)}
+    with pytest.raises(ImportRefused, match=r"'0\.2\.weight' has no place in Medusa-1's heads"):
+        load_heads(saved(odd, tmp_path / "odd.safetensors"))
 
 
 def test_a_tensor_that_is_missing_or_has_no_place_is_named(tmp_path: Path) -> None:

@@ -88,11 +88,18 @@ class _DraftBuilder(DecoderBuilder):
         if own is None:
             head = self.weight(name, table)
             return self.projected(x, head, None if bias is None else self.weight(bias, table[:1]))
-        rows = self.stored(f"{ROOT}{HEAD}", selected(self.checkpoint.take(name, table), own.tolist()))
+        rows = self._rows_of(f"{ROOT}{HEAD}", name, table)
         if bias is None:
             return self.projected(x, rows, None)
-        kept = selected(self.checkpoint.take(bias, table[:1]), own.tolist())
-        return self.projected(x, rows, self.stored(f"{ROOT}{HEAD_BIAS}", kept))
+        return self.projected(x, rows, self._rows_of(f"{ROOT}{HEAD_BIAS}", bias, table[:1]))
+
+    def _rows_of(self, own: str, name: str, shape: tuple[int, ...]) -> ir.Value:
+        """Return the rows of a weight of the backbone's that the draft has a vocabulary of, stored once."""
+        if own not in self.weights:
+            assert self.heads.vocabulary is not None, "the draft has a vocabulary of its own"
+            picked = selected(self.checkpoint.take(name, shape), self.heads.vocabulary.tolist())
+            self.weights[own] = self.stored(own, picked)
+        return self.weights[own]
 
     def refuse(self, problem: str) -> ImportRefused:
         """Return the error of heads that do not fit."""
@@ -177,35 +184,47 @@ class _EagleBuilder(_DraftBuilder):
 
 
 class _MedusaBuilder(_DraftBuilder):
-    """Write Medusa's heads: ``logits_k = head_k (f + silu(W_k f + b_k))``, head_k its own or the backbone's.
+    """Write Medusa's heads: blocks ``x + silu(W x + b)`` on the feature, then a projection, their own or not.
 
-    With the backbone's head all heads go through it in one product, so that its weights are read once.
-    Source: Cai et al. 2024, arXiv:2401.10774, sec. 2.1.1.
+    Heads of one block on the backbone's head go through it in one product, so that its weights are read once.
+    Source: Cai et al. 2024, arXiv:2401.10774, sec. 2.1.1; medusa_num_layers of its code are the blocks.
     """
 
     def build(self) -> ir.Graph:
         """Return the graph."""
         del self.inputs["input_ids"], self.inputs["position_ids"]
-        count = self.heads.heads
-        own = [f"{ROOT}{head}.1.weight" in self.checkpoint for head in range(count)]
+        own = [self._projection(head) in self.checkpoint for head in range(self.heads.heads)]
         if any(own) and not all(own):
-            raise self.refuse(f"tensor '{own.index(False)}.1.weight' is missing, which other heads have")
-        logits = self._own_heads() if own[0] else self.shared_logits(self._residual(range(count)))
+            missing = self._projection(own.index(False)).removeprefix(ROOT)
+            raise self.refuse(f"tensor '{missing}' is missing, which other heads have")
+        if own[0] or self.heads.blocks > 1:
+            logits = self._apart(own=own[0])
+        else:
+            logits = self.shared_logits(self._first_blocks(range(self.heads.heads)))
         logits.name = "logits"
         return self.graph([logits], "medusa")
 
-    def _own_heads(self) -> ir.Value:
+    def _projection(self, head: int) -> str:
+        return f"{ROOT}{head}.{self.heads.blocks}.weight"
+
+    def _apart(self, *, own: bool) -> ir.Value:
+        """Write each head by itself; return [batch, seq, heads, vocabulary]."""
         rows = self.config.vocab if self.heads.vocabulary is None else len(self.heads.vocabulary)
         parts = []
         for head in range(self.heads.heads):
-            weight = self.weight(f"{ROOT}{head}.1.weight", (rows, self.config.hidden))
-            turned = self.op("Transpose", [weight], {"perm": [1, 0]})
-            parts.append(self.op("MatMul", [self._residual([head]), turned]))
+            x = self._first_blocks([head])
+            for block in range(1, self.heads.blocks):
+                x = self._block(x, f"{head}.{block}")
+            if own:
+                weight = self.weight(self._projection(head), (rows, self.config.hidden))
+                parts.append(self.op("MatMul", [x, self.op("Transpose", [weight], {"perm": [1, 0]})]))
+            else:
+                parts.append(self.shared_logits(x))
             parts[-1].name = f"logits.{head}"
         return self.op("Concat", parts, {"axis": -2})
 
-    def _residual(self, heads: Sequence[int]) -> ir.Value:
-        """Write the residual blocks of some heads as one product; return [batch, seq, heads, hidden]."""
+    def _first_blocks(self, heads: Sequence[int]) -> ir.Value:
+        """Write the first blocks of some heads as one product; return [batch, seq, heads, hidden]."""
         hidden, features = self.config.hidden, self.inputs[FEATURES]
         name = f"{ROOT}heads" if len(heads) == self.heads.heads else f"{ROOT}heads.{heads[0]}"
         weight, bias = (
@@ -217,7 +236,18 @@ class _MedusaBuilder(_DraftBuilder):
         y = self.op("MatMul", [features, self.op("Transpose", [weight], {"perm": [1, 0]})])
         y = self.op("Add", [y, bias])
         annotate(y, F32, ("batch", "seq", len(heads) * hidden))
-        node = make_node("ResidualSilu", [features, y])
+        return self._residual(features, y, joint=1)
+
+    def _block(self, x: ir.Value, name: str) -> ir.Value:
+        """Write a further block of one head, on [batch, seq, 1, hidden]."""
+        hidden = self.config.hidden
+        weight = self.weight(f"{ROOT}{name}.linear.weight", (hidden, hidden))
+        y = self.op("MatMul", [x, self.op("Transpose", [weight], {"perm": [1, 0]})])
+        y = self.op("Add", [y, self.weight(f"{ROOT}{name}.linear.bias", (hidden,))])
+        return self._residual(x, y, joint=0)
+
+    def _residual(self, x: ir.Value, y: ir.Value, *, joint: int) -> ir.Value:
+        node = make_node("ResidualSilu", [x, y], {"joint": joint})
         self.nodes.append(node)
         return node.outputs[0]
 

@@ -31,7 +31,7 @@ _MEDUSA = re.compile(r"(?P<head>\d+)\.(?P<block>\d+)\.(linear\.weight|linear\.bi
 class Heads:
     """Hold a file of heads: `vocabulary` are the token ids it drafts from, None for all; `metadata` is text.
 
-    `heads` is how many tokens are drafted at once: 1 but for medusa.
+    `heads` is how many tokens are drafted at once, 1 but for medusa, whose heads have `blocks` each.
     """
 
     kind: DraftKind
@@ -39,6 +39,7 @@ class Heads:
     weights: Mapping[str, Weight]
     vocabulary: npt.NDArray[np.int32] | None
     heads: int
+    blocks: int
     metadata: Mapping[str, str]
 
     @property
@@ -70,12 +71,14 @@ def load_heads(path: Path) -> Heads:
             where=str(file),
             hint="give the .safetensors of `tokc train-heads`, or of a published EAGLE-1 or Medusa-1",
         )
+    count, blocks = _sizes(arrays, file) if kind == "medusa" else (1, 0)
     return Heads(
         kind=kind,
         path=file,
         weights=plain_weights(arrays, str(file)),
         vocabulary=None if ids is None else _vocabulary(ids, file),
-        heads=_count(arrays, file) if kind == "medusa" else 1,
+        heads=count,
+        blocks=blocks,
         metadata=file_metadata(file),
     )
 
@@ -88,7 +91,8 @@ def require_fit(heads: Heads, backbone: Program) -> None:
     config, stated = backbone.config, heads.metadata
     first = heads.weights[FC if heads.kind == "eagle" else MEDUSA_FIRST]
     last = -1 if heads.vocabulary is None else int(heads.vocabulary[-1])
-    own = next((w.shape[0] for name, w in heads.weights.items() if name.endswith(".1.weight")), None)
+    projection = f".{heads.blocks}.weight"
+    own = next((w.shape[0] for name, w in heads.weights.items() if name.endswith(projection)), None)
     vocab = stated.get("vocab", str(config.vocab))
     tokenizer = backbone.assets.tokenizer_json
     found = None
@@ -141,18 +145,13 @@ def _vocabulary(ids: npt.NDArray[np.generic], file: Path) -> npt.NDArray[np.int3
     return tokens.astype(np.int32)
 
 
-def _count(arrays: Arrays, file: Path) -> int:
-    """Return how many heads there are; each has one residual block."""
+def _sizes(arrays: Arrays, file: Path) -> tuple[int, int]:
+    """Return how many heads there are, and how many residual blocks each has; a projection may follow."""
     matches = {name: _MEDUSA.fullmatch(name) for name in arrays}
-    odd = sorted(name for name, match in matches.items() if match is None)
+    found = {name: match for name, match in matches.items() if match is not None}
+    blocks = 1 + max(int(match["block"]) for match in found.values() if "linear" in match[0])
+    odd = [name for name, match in found.items() if "linear" not in name and int(match["block"]) != blocks]
+    odd += arrays.keys() - found.keys()
     if odd:
-        raise ImportRefused(f"tensor '{odd[0]}' has no place in Medusa-1's heads", where=str(file))
-    found = [match for match in matches.values() if match is not None]
-    deep = next((m[0] for m in found if int(m["block"]) > 0 and "linear" in m[0]), None)
-    if deep is not None:
-        raise ImportRefused(
-            f"tensor '{deep}': heads of more than one residual block are not supported",
-            where=str(file),
-            hint="train heads of one block (medusa_num_layers=1)",
-        )
-    return 1 + max(int(match["head"]) for match in found)
+        raise ImportRefused(f"tensor '{min(odd)}' has no place in Medusa-1's heads", where=str(file))
+    return 1 + max(int(match["head"]) for match in found.values()), blocks

@@ -128,7 +128,7 @@ OPS: Mapping[str, Op] = {
             "ResidualSilu",
             inputs=("x", "y"),
             outputs=("out",),
-            attributes={},
+            attributes={"joint": 1},
             body=draft_ops.residual_silu,
             shape=draft_ops.residual_silu_shape,
             flops=costs.per_element(6.0),

@@ -28,6 +28,7 @@ CASES: dict[str, tuple[Arrays, str, str, float]] = {
     ),
     "medusa": (medusa_heads(HIDDEN, 4, vocabulary=SOME), "int4", "f16", 0.02),
     "medusa of its own head": (medusa_heads(HIDDEN, 3, own=VOCAB), "f32", "f32", 1e-4),
+    "medusa of two blocks": (medusa_heads(HIDDEN, 2, own=VOCAB, blocks=2), "int4", "f16", 0.02),
 }  # fmt: skip
 Made = tuple[Build, CpuExecutor, float]
 
