@@ -3,9 +3,11 @@
     python -m bench.speculation plain.tokc eagle.tokc medusa.tokc --out out/speculation.json
 
 Every artifact runs without drafts and with the heads that it has; the first also with ngram and suffix, and
-with `--draft-model`. A turn is one task at one batch size: every kind answers the same prompts, greedily, one
-after the other, and its answers must be the same tokens as without drafts. `--gguf` adds llama.cpp with and
-without its prompt lookup, one prompt at a time.
+with `--draft-model`. A turn is one task at one batch size: all kinds answer at least eight prompts, greedily,
+a batch at a time, each batch by all kinds right after each other in an order that turns, so that what else
+the machine does meets all alike. Answers must be the same tokens as without drafts. A ratio is that of a
+turn's sums; the first artifact runs a second time without drafts, whose ratio says how far others can be
+trusted. `--gguf` adds llama.cpp with and without its prompt lookup, one prompt at a time.
 """
 
 import argparse
@@ -27,9 +29,10 @@ from tokc.runtime.artifact import Artifact
 from tokc.runtime.engine import Engine
 from tokc.runtime.sequence import Result
 
-NONE, LLAMACPP = "none", "llama.cpp"
+NONE, AGAIN, LLAMACPP = "none", "none again", "llama.cpp"
 LOOKUPS = ("ngram", "suffix")
 WARM_UP_TOKENS = 32
+TURN_PROMPTS = 8
 
 
 class Subject(NamedTuple):
@@ -41,12 +44,18 @@ class Subject(NamedTuple):
 
 
 class Turn(NamedTuple):
-    """One subject's answers to a turn's prompts: tokens a second, prompts included, and its drafts."""
+    """One subject's answers to a turn's prompts: tokens and seconds, prompts included, and its drafts."""
 
-    tokens_per_s: float
+    tokens: int
+    seconds: float
     drafts: int
     verified: tuple[int, ...]
     accepted: tuple[int, ...]
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Return the rate."""
+        return self.tokens / self.seconds
 
 
 def subjects(artifacts: Sequence[Path], draft_model: Path | None, threads: int | None) -> list[Subject]:
@@ -56,7 +65,7 @@ def subjects(artifacts: Sequence[Path], draft_model: Path | None, threads: int |
         base = NONE if place == 0 else f"{NONE} ({path.stem})"
         kinds: dict[str, dict[str, Any]] = {base: {"method": NONE}}
         if place == 0:
-            kinds |= {name: {"method": name} for name in LOOKUPS}
+            kinds |= {AGAIN: {"method": NONE}} | {name: {"method": name} for name in LOOKUPS}
         if place == 0 and draft_model is not None:
             kinds["draft_model"] = {"method": "draft_model", "model": str(draft_model)}
         heads = Artifact.open(path, verify=False).manifest.draft
@@ -74,8 +83,8 @@ def tokens_of(engine: Engine, prompt: Prompt) -> list[int]:
     return engine.tokenizer.encode(prompt.text)
 
 
-def turn(engine: Engine, prompts: list[list[int]], tokens: int) -> tuple[Turn, list[Result]]:
-    """Answer all prompts together."""
+def answered(engine: Engine, prompts: list[list[int]], tokens: int) -> tuple[Turn, list[Result]]:
+    """Answer all prompts together, as a part of a turn."""
     counts = engine.counters.drafts
     before = counts.drafts, counts.verified_at[:], counts.accepted_at[:]
     began_s = time.perf_counter()
@@ -86,7 +95,7 @@ def turn(engine: Engine, prompts: list[list[int]], tokens: int) -> tuple[Turn, l
         _grown(old, new)
         for old, new in zip(before[1:], (counts.verified_at, counts.accepted_at), strict=True)
     ]
-    return Turn(made / seconds, counts.drafts - before[0], *grown), results
+    return Turn(made, seconds, counts.drafts - before[0], *grown), results
 
 
 def _grown(before: list[int], after: list[int]) -> tuple[int, ...]:
@@ -103,17 +112,38 @@ def measured(
     for seed in range(rounds):
         for batch in batches:
             for task in tasks:
-                prompts = held_out_prompts(task, batch, seed=seed * 100 + batch)
-                ids = [tokens_of(found[0].engine, prompt) for prompt in prompts]
-                answers: dict[str, list[tuple[int, ...]]] = {}
-                for one in found if seed % 2 == 0 else reversed(found):
-                    made, results = turn(one.engine, ids, tokens)
-                    turns[one.name, task, batch].append(made)
-                    answers[one.name] = [result.token_ids for result in results]
-                for one in found:
-                    assert answers[one.name] == answers[one.base], f"{one.name} changed the answers of {task}"
+                made = turn(found, task, batch, seed, tokens)
+                for name, one in made.items():
+                    turns[name, task, batch].append(one)
                 print(f"round {seed + 1}: {task}, batch {batch}", file=sys.stderr)
     return turns
+
+
+def turn(found: Sequence[Subject], task: str, batch: int, seed: int, tokens: int) -> dict[str, Turn]:
+    """Return every subject's answers to the same prompts, a batch at a time."""
+    parts: dict[str, list[Turn]] = defaultdict(list)
+    count = -(-TURN_PROMPTS // batch)
+    for place in range(count):
+        prompts = held_out_prompts(task, batch, seed=(seed * count + place) * 100 + batch)
+        ids = [tokens_of(found[0].engine, prompt) for prompt in prompts]
+        answers: dict[str, list[tuple[int, ...]]] = {}
+        for at in range(len(found)):
+            one = found[(at + seed * count + place) % len(found)]
+            part, results = answered(one.engine, ids, tokens)
+            parts[one.name].append(part)
+            answers[one.name] = [result.token_ids for result in results]
+        for one in found:
+            assert answers[one.name] == answers[one.base], f"{one.name} changed the answers of {task}"
+    return {name: _together(own) for name, own in parts.items()}
+
+
+def _together(parts: Sequence[Turn]) -> Turn:
+    verified, accepted = (
+        tuple(sum(column) for column in zip(*_padded(rows_of), strict=True))
+        for rows_of in ([one.verified for one in parts], [one.accepted for one in parts])
+    )
+    tokens, seconds, drafts = (sum(column) for column in zip(*(one[:3] for one in parts), strict=True))
+    return Turn(int(tokens), seconds, int(drafts), verified, accepted)
 
 
 def rows(found: Sequence[Subject], turns: dict[tuple[str, str, int], list[Turn]]) -> list[dict[str, Any]]:
@@ -187,7 +217,9 @@ def markdown(table: Sequence[dict[str, Any]]) -> str:
     ]
     for row in table:
         length = f"{row['acceptance_length']:.2f}" if "acceptance_length" in row else ""
-        figures = f"{row['tokens_per_s']:.1f} | {row['ratio']:.2f} | {row['acceptance']:.0%} | {length}"
+        spread = f" ({min(row['ratios']):.2f}–{max(row['ratios']):.2f})" if "ratios" in row else ""
+        ratio = f"{row['ratio']:.2f}{spread}"
+        figures = f"{row['tokens_per_s']:.1f} | {ratio} | {row['acceptance']:.0%} | {length}"
         lines.append(f"| {row['kind']} | {row['task']} | {row['batch']} | {figures} |")
     return "\n".join(lines)
 
