@@ -115,11 +115,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name in options.isa:
             code = Path(folder, f"{name}.o")
-            code.write_bytes(compile_kernels(hot_kernels(ISAS[name]), ISAS[name]))
-            try:
-                functions[name] = parse_objdump(disassemble(code, ISAS[name].triple.split("-")[0]))
-            except FileNotFoundError as error:
-                parser.error(str(error))
+            functions[name] = {}
+            for each in compile_kernels(hot_kernels(ISAS[name]), ISAS[name]):
+                code.write_bytes(each)
+                try:
+                    functions[name] |= parse_objdump(disassemble(code, ISAS[name].triple.split("-")[0]))
+                except FileNotFoundError as error:
+                    parser.error(str(error))
     table = markdown(row(hot, ISAS[name], functions[name]) for hot in HOT_LOOPS for name in options.isa)
     print(table)
     if options.out:

@@ -1,9 +1,10 @@
-"""Compiles kernels to one object file, in a process of its own.
+"""Compiles kernels to object files, in processes of their own.
 
-A process of its own, because LLVM aborts on an intrinsic that the instruction set lacks, and because the
-compiler's memory goes back to the system when it ends.
+Processes of their own, because LLVM aborts on an intrinsic that the instruction set lacks, because the
+compiler's memory goes back to the system when they end, and because each has a core to itself.
 """
 
+import os
 import pickle
 import subprocess
 import sys
@@ -14,6 +15,9 @@ from typing import Any, Protocol
 
 from tokc.errors import TargetRefused
 from tokc.targets.cpu.isa import Isa
+
+REQUEST = "request"
+KERNELS_A_PROCESS = 3  # a process takes as long to start as two kernels to compile
 
 
 class Kernel(Protocol):
@@ -34,34 +38,41 @@ class Kernel(Protocol):
         ...
 
 
-def compile_kernels(kernels: Sequence[Kernel], isa: Isa) -> bytes:
-    """Compile to one relocatable object; the same kernels give the same bytes.
+def compile_kernels(kernels: Sequence[Kernel], isa: Isa) -> tuple[bytes, ...]:
+    """Compile each to a relocatable object; the same kernel gives the same bytes, whatever is beside it.
 
     Raises: TargetRefused if the compiler dies, with the last of what it said.
     """
     with tempfile.TemporaryDirectory(prefix="tokc-codegen-") as folder:
-        request, result = Path(folder, "request"), Path(folder, "kernels.o")
-        request.write_bytes(pickle.dumps((tuple(kernels), isa)))
-        command = [sys.executable, "-m", "tokc.targets.cpu.codegen", str(request), str(result)]
-        process = subprocess.run(command, capture_output=True, text=True, check=False)
-        if process.returncode != 0:
-            raise TargetRefused(
-                f"compiling kernels for '{isa.name}' failed: {process.stderr.strip()[-800:]}",
-                where=f"{len(kernels)} kernels, {kernels[0].symbol} ...",
-                hint="run `tokc doctor`; a kernel may use an instruction that this target lacks",
-            )
-        return result.read_bytes()
+        Path(folder, REQUEST).write_bytes(pickle.dumps((tuple(kernels), isa)))
+        command = [sys.executable, "-m", "tokc.targets.cpu.codegen", folder]
+        count = min(len(os.sched_getaffinity(0)), -(-len(kernels) // KERNELS_A_PROCESS))
+        processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(count)]
+        said = [process.communicate()[1] for process in processes]
+        for process, text in zip(processes, said, strict=True):
+            if process.returncode != 0:
+                raise TargetRefused(
+                    f"compiling kernels for '{isa.name}' failed: {text.strip()[-800:]}",
+                    where=f"{len(kernels)} kernels, {kernels[0].symbol} ...",
+                    hint="run `tokc doctor`; a kernel may use an instruction that this target lacks",
+                )
+        return tuple(Path(folder, f"{index}.o").read_bytes() for index in range(len(kernels)))
 
 
-def main(request: str, result: str) -> None:
-    """Compile the pickled request; the body of the process."""
+def main(folder: str) -> None:
+    """Compile what no other process of the same request has begun; the body of a process."""
     import tvm
 
-    kernels, isa = pickle.loads(Path(request).read_bytes())  # noqa: S301 - written by the parent process
-    module = tvm.IRModule({kernel.symbol: kernel.build() for kernel in kernels})
+    kernels, isa = pickle.loads(Path(folder, REQUEST).read_bytes())  # noqa: S301 - written by the parent process
     description = {"kind": "llvm", "mtriple": isa.triple, "mcpu": isa.mcpu, "mattr": list(isa.mattr)}
-    library = tvm.tirx.build(module, target=tvm.target.Target(description))
-    library.write_to_file(result, "o")
+    target = tvm.target.Target(description)
+    for index, kernel in enumerate(kernels):
+        try:
+            Path(folder, f"{index}.begun").touch(exist_ok=False)
+        except FileExistsError:
+            continue
+        library = tvm.tirx.build(tvm.IRModule({kernel.symbol: kernel.build()}), target=target)
+        library.write_to_file(str(Path(folder, f"{index}.o")), "o")
 
 
 if __name__ == "__main__":

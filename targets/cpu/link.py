@@ -40,19 +40,25 @@ def kernel_table(kernels: Sequence[Kernel]) -> str:
     return "\n".join(lines)
 
 
-def link(kernels: Sequence[Kernel], code: bytes, isa: Isa) -> bytes:
-    """Return the shared library of the kernels' object `code` and the driver; same inputs, same bytes.
+def write_objects(folder: Path, objects: Sequence[bytes]) -> list[str]:
+    """Write the kernels' objects into a folder and return their names."""
+    for index, code in enumerate(objects):
+        Path(folder, f"{index}.o").write_bytes(code)
+    return [f"{index}.o" for index in range(len(objects))]
+
+
+def link(kernels: Sequence[Kernel], objects: Sequence[bytes], isa: Isa) -> bytes:
+    """Return the shared library of the kernels' `objects` and the driver; same inputs, same bytes.
 
     Raises: TargetRefused if the linker fails, with what it said.
     """
     with tempfile.TemporaryDirectory(prefix="tokc-link-") as folder:
-        Path(folder, "kernels.o").write_bytes(code)
         Path(folder, "table.c").write_text(kernel_table(kernels))
         Path(folder, "driver.c").write_bytes(DRIVER.read_bytes())
         target = ZIG_TARGETS[isa.triple.split("-")[0]]
         command = [sys.executable, "-m", "ziglang", "cc", "-target", target, "-shared", "-fPIC", "-O3", "-s"]
         command += ["-fno-sanitize=all", "-pthread", "-Wl,-soname,step.so", "-o", "step.so"]
-        command += ["driver.c", "table.c", "kernels.o"]
+        command += ["driver.c", "table.c", *write_objects(Path(folder), objects)]
         process = subprocess.run(
             command, cwd=folder, capture_output=True, text=True, check=False, env=zig_environment()
         )

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import CONTEXT, BuiltModel, repository
+from tokc.artifact.build_cache import cache_folder
 from tokc.errors import ArtifactRefused
 from tokc.runtime.artifact import Artifact
 from tokc.runtime.engine import Engine
@@ -66,9 +67,12 @@ def test_a_rebuild_in_another_folder_has_the_same_bytes(
         "int4",
         str(CONTEXT),
     ]
-    subprocess.run(
-        command, check=True, capture_output=True, cwd=repository(), env={**os.environ, "PYTHONHASHSEED": "7"}
-    )
+    empty = tmp_path / "cache" / "tokc"  # of kernels; the linker's own is the same
+    empty.mkdir(parents=True)
+    (empty / "zig").symlink_to(cache_folder() / "zig")
+    environment = {**os.environ, "PYTHONHASHSEED": "7", "XDG_CACHE_HOME": str(empty.parent)}
+    subprocess.run(command, check=True, capture_output=True, cwd=repository(), env=environment)
+    assert list((empty / "kernels").iterdir())
     ours, theirs = contents(smollm2_int4.path), contents(elsewhere)
     assert sorted(ours) == sorted(theirs)
     assert [name for name in ours if ours[name] != theirs[name]] == []

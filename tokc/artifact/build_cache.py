@@ -47,11 +47,21 @@ class Kept:
     seconds: float
 
 
-def default_folder() -> Path:
-    """Return the folder of builds in the user's cache (XDG_CACHE_HOME, else ~/.cache)."""
+def cache_folder() -> Path:
+    """Return tokc's folder in the user's cache (XDG_CACHE_HOME, else ~/.cache)."""
     stated = os.environ.get("XDG_CACHE_HOME", "")
     base = Path(stated) if Path(stated).is_absolute() else Path.home() / ".cache"
-    return base / "tokc" / "builds"
+    return base / "tokc"
+
+
+def default_folder() -> Path:
+    """Return the folder of builds in the user's cache."""
+    return cache_folder() / "builds"
+
+
+def schedules_folder() -> Path:
+    """Return where `tokc tune-kernels` keeps what it finds, beside the builds."""
+    return default_folder().with_name("schedules")
 
 
 @dataclass(frozen=True)
@@ -145,6 +155,7 @@ def key_of(
         "packages": {package: _version(package) for package in PACKAGES},
         "python": platform.python_version(),
         "host": _host(target),
+        **_schedules(target),
     }
     return hashlib.sha256(canonical_json(stated)).hexdigest()
 
@@ -154,6 +165,12 @@ def _host(target: str) -> list[str]:
     if target.partition(":")[0] not in HOST_KINDS:
         return drivers
     return [platform.machine(), cpu_name(), *sorted(cpu_features()), *drivers]
+
+
+def _schedules(target: str) -> dict[str, dict[str, str]]:
+    """Return what builds for CPUs take from `tokc tune-kernels`, if it ran here."""
+    files = sorted(schedules_folder().glob("*.json")) if target.partition(":")[0] == "cpu" else []
+    return {"schedules": {path.name: sha256(path) for path in files}} if files else {}
 
 
 def _hashes(model: Path) -> dict[str, str]:

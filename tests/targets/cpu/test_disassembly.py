@@ -111,8 +111,10 @@ def test_objdump_and_llvm_tell_of_the_same_loops(name: str, tmp_path: Path) -> N
     machine = isa.triple.split("-")[0]
     if not any(map(shutil.which, (OBJDUMPS[machine][0], "llvm-objdump"))):
         pytest.skip(f"no disassembler for {machine}: the Debian package {OBJDUMPS[machine][1]}")
-    (tmp_path / "kernels.o").write_bytes(compile_kernels(hot_kernels(isa), isa))
-    dumped = parse_objdump(disassemble(tmp_path / "kernels.o", machine))
+    dumped: Functions = {}
+    for code in compile_kernels(hot_kernels(isa), isa):
+        (tmp_path / "kernel.o").write_bytes(code)
+        dumped |= parse_objdump(disassemble(tmp_path / "kernel.o", machine))
     for kernel in hot_kernels(isa):
         products = DOT_PRODUCT if kernel.symbol.startswith("quant") else MULTIPLY_ADD
         counts = [

@@ -18,9 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 from tokc.runtime.executors.cpu import LAUNCH
-from tokc.targets.cpu.codegen import Kernel, compile_kernels
+from tokc.targets.cpu.codegen import Kernel
 from tokc.targets.cpu.isa import ISAS, Isa
-from tokc.targets.cpu.link import DRIVER, kernel_table, zig_environment
+from tokc.targets.cpu.kernel_cache import KernelCache, default_folder
+from tokc.targets.cpu.link import DRIVER, kernel_table, write_objects, zig_environment
 
 Array = npt.NDArray[Any]
 HARNESS = Path(__file__).with_name("harness.c")
@@ -74,9 +75,9 @@ def compile_program(folder: Path, sources: Sequence[str], target: str, *flags: s
 
 def static_program(kernels: Sequence[Kernel], isa: Isa, folder: Path) -> Path:
     """Return a program of the harness, the driver and the kernels; its libc is musl, so it needs no other."""
-    (folder / "kernels.o").write_bytes(compile_kernels(kernels, isa))
+    objects = write_objects(folder, KernelCache(default_folder()).compile(kernels, isa))
     (folder / "table.c").write_text(kernel_table(kernels))
-    sources = [str(HARNESS), str(DRIVER), "table.c", "kernels.o"]
+    sources = [str(HARNESS), str(DRIVER), "table.c", *objects]
     target = f"{architecture(isa)}-linux-musl"
     return compile_program(folder, sources, target, "-static", f"-Wl,-z,stack-size={STACK_BYTES}")
 
