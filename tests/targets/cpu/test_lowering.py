@@ -21,7 +21,7 @@ PRECISIONS = {("f32", "f32"): 2e-4, ("int8", "f16"): 0.05, ("int4", "int8"): 0.1
 
 
 def cases() -> Iterator[object]:
-    """Yield every family at every precision; each runs in f32, a third at one of the others, the rest is slow."""
+    """Yield every family at every precision: each in f32, a third at one of the others; the rest is slow."""
     for index, family in enumerate(FAMILIES):
         for at, precisions in enumerate(PRECISIONS):
             usual = at == 0 or (index % 3 == 0 and at == 1 + index // 3 % 2)
