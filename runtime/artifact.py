@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 WEIGHTS = "model.safetensors"
+RANK_WEIGHTS = "rank-{}.safetensors"  # what one of several devices has of the weights that are cut
 SIGNATURE = "model.sig"
 KERNELS = "kernels/"
 # What is at most so large is checked at once; a thread would take longer to start.

@@ -1,7 +1,7 @@
 """What a target is, and what lowering for one yields."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from tokc.artifact.writer import Tensor
@@ -56,7 +56,8 @@ class Lowered:
     """What a target made of a program: its packed weights in file order, its code, and the bounds of a step.
 
     `limits` holds at least tokens and rows (of a step) and context; `files` by path within the artifact.
-    `draft_tensors` are the weights of a draft that its backbone has not.
+    `draft_tensors` are the weights of a draft that its backbone has not, `rank_tensors` those that each of
+    several devices has for itself.
     """
 
     limits: Mapping[str, int]
@@ -64,6 +65,7 @@ class Lowered:
     files: Mapping[str, bytes]
     info: TargetInfo
     draft_tensors: tuple[Tensor, ...] = ()
+    rank_tensors: tuple[tuple[Tensor, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,8 @@ class Device:
 
     `dtypes` and `caches` are the forms of weights and cache that its kernels take. `verified` says how far
     the code was checked: run on such a machine, emulated (its machine's code executed by an emulator),
-    interpreted (the kernels' source executed), or compiled only.
+    interpreted (the kernels' source executed), or compiled only. Up to `together` of it run a step at once,
+    as the device `NAME-N`; this machine has `count` of it.
     """
 
     name: str
@@ -81,6 +84,14 @@ class Device:
     dtypes: tuple[str, ...] = ("int2", "int3", "int4", "int8", "f32")
     caches: tuple[str, ...] = ("f16", "int8", "int4", "f32")
     verified: Verified = "run"
+    together: int = 1
+    count: int = 0
+
+    def several(self, number: int) -> "Device":
+        """Return so many of it as one device; how they work together is known of the source alone."""
+        here = self.runs_here and self.count >= number
+        name = f"{self.name}-{number}"
+        return replace(self, name=name, runs_here=here, verified="interpreted", together=1)
 
 
 @dataclass(frozen=True)
@@ -98,6 +109,16 @@ class Target:
     pipeline: Callable[[Precision], str]
     lower: Callable[[Program, str, Limits], Lowered]
     drafts: bool = False
+
+    def device(self, name: str) -> Device | None:
+        """Return a device by name, or several of one as `NAME-N`; None if there is none."""
+        alone, _, number = name.rpartition("-")
+        for device in self.devices():
+            if device.name == name:
+                return device
+            if device.name == alone and number in map(str, range(2, device.together + 1)):
+                return device.several(int(number))
+        return None
 
 
 @dataclass(frozen=True)
@@ -117,7 +138,8 @@ class BoundTarget:
 
         Raises: TargetRefused for a form of weights or cache that the device's kernels do not take.
         """
-        device = next(one for one in self.target.devices() if one.name == self.device)
+        device = self.target.device(self.device)
+        assert device is not None, f"'{self.name}' was not looked up"
         asked = (("weights", precision.weights, device.dtypes), ("a cache", precision.kv, device.caches))
         for what, form, taken in asked:
             if form not in taken:

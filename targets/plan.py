@@ -79,7 +79,12 @@ class Operand:
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel: over all threads of a CPU, or over the programs of a `grid`."""
+    """One kernel: over all threads of a CPU, or over the programs of a `grid`.
+
+    A `collective` is no kernel but a meeting of ranks, `all_gather` or `exchange` of
+    `tokc.runtime.drivers.ranks`, from its first operand to its second; its grid is the bytes that one rank
+    has for another.
+    """
 
     kernel: str
     operands: tuple[Operand, ...]
@@ -89,11 +94,12 @@ class Launch:
     work: LaunchWork = NO_WORK
     grid: Grid = ()
     steps: Steps = "all"
+    collective: bool = False
 
     def to_json(self, kernels: Mapping[str, int], buffers: Mapping[str, int]) -> dict[str, object]:
         """Return what the runtime reads: the kernel by index, operands as [buffer index, byte offset]."""
         found: dict[str, object] = {
-            "kernel": kernels[self.kernel],
+            **({"collective": self.kernel} if self.collective else {"kernel": kernels[self.kernel]}),
             "rows": self.rows,
             "op": self.op,
             "layer": self.layer,
@@ -115,7 +121,10 @@ class Launch:
 
 @dataclass(frozen=True)
 class Plan:
-    """A whole step of the model, in running order; `probes` are no part of it, a bench launches them."""
+    """A whole step of the model, in running order; `probes` are no part of it, a bench launches them.
+
+    Where `ranks` devices run a step together, it is what each of them runs.
+    """
 
     limits: Mapping[str, int]
     kernels: tuple[str, ...]
@@ -123,6 +132,7 @@ class Plan:
     launches: tuple[Launch, ...]
     arena_bytes: int = 0
     probes: tuple[Launch, ...] = ()
+    ranks: int = 1
 
     def with_arena(self, offsets: Mapping[str, int], arena_bytes: int) -> "Plan":
         """Return the plan with each arena buffer placed."""
@@ -139,6 +149,7 @@ class Plan:
         buffer_index = {buffer.name: index for index, buffer in enumerate(self.buffers)}
         return {
             "schema_version": SCHEMA_VERSION,
+            **({"ranks": self.ranks} if self.ranks > 1 else {}),
             "limits": dict(self.limits),
             "arena_bytes": self.arena_bytes,
             "kernels": list(self.kernels),
@@ -151,7 +162,8 @@ class Plan:
 
     def __str__(self) -> str:
         """Return the plan as text, one buffer or launch a line."""
-        lines = [f"plan limits={dict(self.limits)} arena={self.arena_bytes} bytes"]
+        ranks = f" of each of {self.ranks} ranks" if self.ranks > 1 else ""
+        lines = [f"plan{ranks} limits={dict(self.limits)} arena={self.arena_bytes} bytes"]
         for buffer in self.buffers:
             place = "" if buffer.offset is None else f" @{buffer.offset}"
             shape = ", ".join(map(str, buffer.shape))

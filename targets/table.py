@@ -32,9 +32,11 @@ def named_target(text: str) -> BoundTarget:
                 hint=f"name one, as in `--target {kind}:{names[0]}`; it need not be here",
             )
         return BoundTarget(target, host)
-    if device not in names:
+    if target.device(device) is None:
+        several = [f"{known.name}-{known.together}" for known in target.devices() if known.together > 1]
+        more = f"; several of one together are spelled NAME-N, up to {several[0]}" if several else ""
         raise UnknownOption(
-            f"unknown device '{device}' of target '{kind}'; choose from {', '.join(names)}",
+            f"unknown device '{device}' of target '{kind}'; choose from {', '.join(names)}{more}",
             hint=f"`--target {kind}` alone means this machine",
         )
     return BoundTarget(target, device)
@@ -42,4 +44,5 @@ def named_target(text: str) -> BoundTarget:
 
 def runs_here(info: TargetInfo) -> bool:
     """Return whether this machine runs what was compiled for `info`."""
-    return any(device.runs_here for device in TARGETS[info.kind].devices() if device.name == info.device)
+    device = TARGETS[info.kind].device(info.device)
+    return device is not None and device.runs_here

@@ -22,6 +22,7 @@ from tokc.passes.admit_trees import AdmitTrees
 from tokc.passes.attach_draft import AttachDraft, heads_in
 from tokc.pipeline import Pipeline
 from tokc.quality.calibration import Calibration, calibrating
+from tokc.runtime.artifact import RANK_WEIGHTS
 from tokc.runtime.manifest import DRAFT, DraftInfo, FileInfo, KvInfo, LimitsInfo, Manifest, ModelInfo
 from tokc.runtime.tokenizer import VOCABULARY
 from tokc.targets.base import BoundTarget, Limits, Lowered, Precision
@@ -235,6 +236,10 @@ def _write(folder: Path, made: Build, lowered: Lowered, run: Instruments, progre
     if program.draft is not None:
         files[f"{DRAFT}/program.onnx"] = onnx_bytes(program.draft.program)
     entries = {WEIGHTS_FILE: weights, **write_files(folder, files), **_vocabulary(folder, program)}
+    for rank, tensors in enumerate(lowered.rank_tensors):
+        name = RANK_WEIGHTS.format(rank)
+        own = write_safetensors(folder / name, tensors, packing)
+        entries[name] = FileInfo(sha256=own, bytes=(folder / name).stat().st_size)
     if program.draft is not None:
         entries |= _draft_weights(folder, program.draft, lowered, packing)
     manifest = _manifest(made.artifact.name.removesuffix(".tokc"), program, lowered, pipeline)

@@ -37,11 +37,12 @@ class KernelAbi(NamedTuple):
 
 
 class LaunchAbi(NamedTuple):
-    """All kernels of an artifact, in the order of the plan's."""
+    """All kernels of an artifact, in the order of the plan's; `ranks` devices run a step together."""
 
     backend: str
     arch: str
     kernels: tuple[KernelAbi, ...]
+    ranks: int = 1
 
     @classmethod
     def read(cls, folder: Path) -> "LaunchAbi":
@@ -59,7 +60,8 @@ class LaunchAbi(NamedTuple):
                     where=str(where),
                     hint="rebuild the artifact with this version of tokc",
                 )
-            return cls(value["backend"], value["arch"], tuple(_kernel(row) for row in value["kernels"]))
+            kernels = tuple(_kernel(row) for row in value["kernels"])
+            return cls(value["backend"], value["arch"], kernels, int(value.get("ranks", 1)))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ArtifactRefused(
                 f"the launch ABI cannot be read: {error!r}", where=str(where), hint=_REBUILD

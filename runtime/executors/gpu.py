@@ -6,7 +6,7 @@ device is busy longer with each than the host with the next.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
@@ -14,10 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from tokc.errors import ArtifactRefused, TokcError
-from tokc.runtime.artifact import WEIGHTS, Artifact
+from tokc.runtime.artifact import RANK_WEIGHTS, WEIGHTS, Artifact
 from tokc.runtime.drivers.abi import KernelAbi, LaunchAbi
 from tokc.runtime.drivers.base import Driver, Extent, Handle, Parameters
 from tokc.runtime.drivers.memory import DeviceMemory, buffer_bytes, laid_out, upload_weights
+from tokc.runtime.drivers.ranks import ALL_GATHER, EXCHANGE, Communicator
 from tokc.runtime.executors.base import LIKELIEST, Batch, Int32s
 from tokc.runtime.executors.device_logits import DeviceLogits
 from tokc.runtime.executors.gpu_inputs import ITEM, Sizes, StepInputs, bucket
@@ -39,15 +40,37 @@ class _Launch(NamedTuple):
     parameters: Parameters
 
 
+class _Meeting(NamedTuple):
+    """A collective of the plan; its grid counts bytes."""
+
+    at: int
+    name: str
+    grid: Grid
+    source: int
+    target: int
+
+
 class GpuExecutor:
-    """Holds the weights, the paged cache, the code and the graphs of one model on one device."""
+    """Holds the weights, the paged cache, the code and the graphs of one model on one device.
 
-    trees = None
+    Or one rank's part of them, where several devices run a step together.
+    """
 
-    def __init__(self, artifact: Artifact, driver: Driver, *, kv_bytes: int | None = None) -> None:
-        """Bring the model to the device of `driver`, which is closed with this.
+    trees = blocks = None  # the host draws
 
-        `kv_bytes` None takes 85 % of the memory that the model leaves free.
+    def __init__(
+        self,
+        artifact: Artifact,
+        driver: Driver,
+        *,
+        kv_bytes: int | None = None,
+        communicator: Communicator | None = None,
+        agreed: Callable[[int], int] = int,
+    ) -> None:
+        """Bring the model to the device of `driver`, which is closed with this, as is `communicator`.
+
+        `kv_bytes` None takes 85 % of the memory that the model leaves free. `agreed` gives the number of
+        pages that all ranks have for the number that this one has room for.
         Raises: ArtifactRefused if the code does not fit the device, or the model its memory.
         """
         manifest = artifact.manifest
@@ -58,6 +81,7 @@ class GpuExecutor:
         self.max_seqs = manifest.limits.max_rows
         self.plan: Mapping[str, Any] = json.loads((artifact.path / "plan.json").read_text())
         self.driver = driver
+        self._communicator, self._agreed = communicator, agreed
         self._limits: Mapping[str, int] = self.plan["limits"]
         self._graphs: dict[Sizes, Handle | None] = {}
         self._modules: list[Handle] = []
@@ -69,12 +93,17 @@ class GpuExecutor:
         try:
             self._prepare(artifact, kv_bytes)
         except BaseException:
+            if communicator is not None:  # others may wait for this rank
+                communicator.abort()
             self.close()
             raise
 
     @classmethod
     def open(cls, artifact: Artifact, *, kv_bytes: int | None = None) -> "GpuExecutor":
-        """Return an executor on this machine's first device of the artifact's kind, `cuda` or `rocm`."""
+        """Return an executor on this machine's first device of the artifact's kind, `cuda` or `rocm`.
+
+        `tokc.runtime.executors.gpu_ranks` opens artifacts for several devices.
+        """
         if artifact.manifest.target.kind == "cuda":
             from tokc.runtime.drivers.cuda import CudaDriver
 
@@ -140,6 +169,9 @@ class GpuExecutor:
         for module in self._modules:
             with suppress(TokcError):
                 driver.unload_module(module)
+        if self._communicator is not None:
+            with suppress(TokcError):
+                self._communicator.close()
         self._memory.close()
         if self._stream is not None:
             with suppress(TokcError):
@@ -153,6 +185,12 @@ class GpuExecutor:
         if abi.backend != self.driver.backend:
             raise ArtifactRefused(
                 f"the kernels are for '{abi.backend}', the driver is of '{self.driver.backend}'",
+                where=str(artifact.path),
+            )
+        ranks = 1 if self._communicator is None else self._communicator.ranks
+        if ranks != abi.ranks:
+            raise ArtifactRefused(
+                f"the artifact is for {abi.ranks} devices together, here are {ranks}",
                 where=str(artifact.path),
             )
         images = abi.images(artifact.path, self.driver.properties.arch)
@@ -176,6 +214,9 @@ class GpuExecutor:
         spaces = {space: [b for b in buffers if b["space"] == space] for space in _SPACES}
         path = artifact.path / WEIGHTS
         addresses = upload_weights(self.driver, self._memory, self._stream, path)
+        if self._communicator is not None:
+            own = artifact.path / RANK_WEIGHTS.format(self._communicator.rank)
+            addresses |= upload_weights(self.driver, self._memory, self._stream, own)
         missing = sorted({buffer["name"] for buffer in spaces["weights"]} - set(addresses))
         if missing:
             raise ArtifactRefused(f"the weights lack '{missing[0]}'", where=str(path), hint=_REBUILD)
@@ -185,8 +226,8 @@ class GpuExecutor:
         self._input_block = self._place(self._inputs.layout.offsets, self._inputs.layout.size, addresses)
         self._staging = self._memory.allocate_host(self._inputs.layout.size)
         self._inputs.bind(self._staging)
-        own = laid_out([*spaces["output"], *spaces["scratch"]], self._limits)
-        self._place(own.offsets, own.size, addresses)
+        rest = laid_out([*spaces["output"], *spaces["scratch"]], self._limits)
+        self._place(rest.offsets, rest.size, addresses)
         (output,) = (buffer for buffer in spaces["output"] if buffer["name"] != LIKELIEST)
         self._output = addresses[output["name"]]
         self._logits = self._memory.allocate_host(buffer_bytes(output, self._limits))
@@ -194,7 +235,7 @@ class GpuExecutor:
         self._tokens = self._memory.allocate_host(ITEM * self._limits["rows"])
         self._tokens_at = addresses.get(LIKELIEST)
         self.kv_bytes_per_page = sum(buffer_bytes(buffer, {"pages": 1}) for buffer in spaces["kv"])
-        self.num_pages = self._count_pages(kv_bytes)
+        self.num_pages = self._agreed(self._count_pages(kv_bytes))
         cache = laid_out(spaces["kv"], {"pages": self.num_pages})
         self._place(cache.offsets, cache.size, addresses)
         return addresses
@@ -227,33 +268,36 @@ class GpuExecutor:
 
     def _link(
         self, abi: LaunchAbi, functions: Sequence[Handle], addresses: Mapping[str, int]
-    ) -> dict[bool, list[_Launch]]:
+    ) -> dict[bool, list[_Launch | _Meeting]]:
         """Return the launches of narrow steps (True) and of wide ones (False), in running order."""
         names = [buffer["name"] for buffer in self.plan["buffers"]]
-        steps: dict[bool, list[_Launch]] = {True: [], False: []}
+        steps: dict[bool, list[_Launch | _Meeting]] = {True: [], False: []}
         if [kernel.symbol for kernel in abi.kernels] != self.plan["kernels"]:
             raise ArtifactRefused("the plan and the launch ABI name different kernels", hint=_REBUILD)
         for at, row in enumerate(self.plan["launches"]):
-            kernel = abi.kernels[row["kernel"]]
-            if len(row["operands"]) != len(kernel.parameters):
-                raise ArtifactRefused(
-                    f"launch {at} gives '{kernel.symbol}' {len(row['operands'])} pointers,"
-                    f" it takes {len(kernel.parameters)}",
-                    hint=_REBUILD,
-                )
             pointers = [addresses[names[buffer]] + offset for buffer, offset in row["operands"]]
-            pointers += [0] * kernel.scratch_pointers
-            launch = _Launch(
-                at=at,
-                kernel=kernel,
-                function=functions[row["kernel"]],
-                grid=tuple((*axis, None)[:4] for axis in row["grid"]),
-                parameters=Parameters(pointers, end=self.driver.parameters_end),
-            )
+            grid: Grid = tuple((*axis, None)[:4] for axis in row["grid"])
+            launch: _Launch | _Meeting
+            if "collective" in row:
+                launch = _Meeting(at, row["collective"], grid, *pointers)
+            else:
+                launch = self._ready(at, abi.kernels[row["kernel"]], functions[row["kernel"]], grid, pointers)
             for narrow, word in ((True, "narrow"), (False, "wide")):
                 if row["steps"] in {"all", word}:
                     steps[narrow].append(launch)
         return steps
+
+    def _ready(
+        self, at: int, kernel: KernelAbi, function: Handle, grid: Grid, pointers: Sequence[int]
+    ) -> _Launch:
+        if len(pointers) != len(kernel.parameters):
+            raise ArtifactRefused(
+                f"launch {at} gives '{kernel.symbol}' {len(pointers)} pointers,"
+                f" it takes {len(kernel.parameters)}",
+                hint=_REBUILD,
+            )
+        packed = [*pointers, *[0] * kernel.scratch_pointers]
+        return _Launch(at, kernel, function, grid, Parameters(packed, end=self.driver.parameters_end))
 
     @contextmanager
     def _settled(self) -> Iterator[None]:
@@ -290,7 +334,7 @@ class GpuExecutor:
             graph = self._graphs[grid] = self._captured(launches, grid)
         self.driver.launch_graph(graph, self._stream)
 
-    def _captured(self, launches: Sequence[_Launch], grid: Sizes) -> Handle:
+    def _captured(self, launches: Sequence[_Launch | _Meeting], grid: Sizes) -> Handle:
         self.driver.begin_capture(self._stream)
         try:
             self._launch(launches, grid)
@@ -299,15 +343,24 @@ class GpuExecutor:
             raise
         return self.driver.end_capture(self._stream)
 
-    def _launch(self, launches: Sequence[_Launch], grid: Sizes) -> None:
+    def _launch(self, launches: Sequence[_Launch | _Meeting], grid: Sizes) -> None:
         driver, stream = self.driver, self._stream
         extents: dict[Grid, Extent | None] = {}
         for launch in launches:
             if launch.grid not in extents:
                 extents[launch.grid] = _extent(launch.grid, grid)
             extent = extents[launch.grid]
-            if extent is not None:
+            if extent is None:
+                continue
+            if isinstance(launch, _Meeting):
+                self._meet(launch, extent[0])
+            else:
                 driver.launch(launch.function, extent, launch.kernel, launch.parameters, stream)
+
+    def _meet(self, meeting: _Meeting, size: int) -> None:
+        assert self._communicator is not None, "one device meets no other"
+        make = {ALL_GATHER: self._communicator.all_gather, EXCHANGE: self._communicator.exchange}
+        make[meeting.name](meeting.source, meeting.target, size, self._stream)
 
     def _finish(self, rows: int) -> DeviceLogits:
         """Wait for the step; its tokens are then on the host, its logits where they are."""

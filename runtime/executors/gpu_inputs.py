@@ -78,9 +78,10 @@ class StepInputs:
         _require(("tiles", len(tiles)), limits=limits)
         last = int(batch.positions.max()) if tokens else 0
         splits = last // limits["split"] + 1
-        sizes = (tokens, rows, seqs, blocks, len(tiles), splits)
+        own = Sizes(tokens, rows, len(tiles), splits, narrow)
+        grid = bucket(own, limits)
         for name, values in (
-            ("info", sizes),
+            ("info", (tokens, rows, seqs, blocks, len(tiles), splits, grid.tokens, grid.rows)),
             ("input_ids", batch.input_ids),
             ("positions", batch.positions),
             ("sequences", batch.sequences),
@@ -94,7 +95,7 @@ class StepInputs:
             tables = self._views["block_tables"][: seqs * blocks]
             tables.reshape(seqs, blocks)[:] = batch.block_tables
             used = self.layout.offsets["block_tables"] + tables.nbytes
-        return Sizes(tokens, rows, len(tiles), splits, narrow), used
+        return own, used
 
 
 def query_tiles(sequences: Int32s, tile: int) -> Int32s:
@@ -123,7 +124,7 @@ def bucket(sizes: Sizes, limits: Mapping[str, int]) -> Sizes:
     """
     if not sizes.narrow:
         return sizes
-    tokens = min(_rounded(sizes.tokens), limits["narrow_tokens"])
+    tokens = min(_rounded(sizes.tokens), limits["narrow_tokens"], limits["tokens"])
     return Sizes(
         tokens=tokens,
         rows=min(_rounded(sizes.rows), limits["rows"]),

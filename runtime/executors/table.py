@@ -22,9 +22,9 @@ def _xla(artifact: Artifact, threads: int | None, kv_bytes: int | None) -> Execu
 
 
 def _gpu(artifact: Artifact, _threads: int | None, kv_bytes: int | None) -> Executor:
-    from tokc.runtime.executors.gpu import GpuExecutor
+    from tokc.runtime.executors.gpu_ranks import open_gpu
 
-    return GpuExecutor.open(artifact, kv_bytes=kv_bytes)
+    return open_gpu(artifact, kv_bytes=kv_bytes)
 
 
 EXECUTORS: dict[str, Open] = {"cpu": _cpu, "cuda": _gpu, "rocm": _gpu, "tpu": _xla, "xla": _xla}

@@ -28,7 +28,9 @@ from tokc.targets.gpu.kernels.paged_attention import PagedAttention
 from tokc.targets.gpu.kernels.rms_norm import RmsNorm
 from tokc.targets.gpu.kernels.rope_write_kv import RopeWriteKV
 from tokc.targets.gpu.kernels.sampling import ArgMax
+from tokc.targets.gpu.meetings import lower_join_over_ranks, lower_sum_over_ranks
 from tokc.targets.gpu.reads import only_dtype, reads_half, single
+from tokc.targets.gpu.sharding import DOMAIN, JOIN, SUM
 from tokc.targets.lowering import Lowering, Rules, Slot, lower_nodes, lower_split, skip
 from tokc.targets.nodes import integer, layer_of, number, required, slots_of, text
 from tokc.targets.plan import Buffer, Launch, Operand, Plan, Rows, Steps
@@ -42,6 +44,7 @@ class Emission(Lowering):
     """A lowering for a GPU."""
 
     architecture: str = field(kw_only=True)
+    ranks: int = 1
     kernels: dict[str, Kernel] = field(default_factory=dict)
     halves: dict[ir.Value, Slot] = field(default_factory=dict)
     routings: dict[ir.Value, Routing] = field(default_factory=dict)
@@ -88,9 +91,11 @@ class Emission(Lowering):
 
 
 def emit(
-    program: Program, architecture: str, limits: Limits
+    program: Program, architecture: str, limits: Limits, ranks: int = 1
 ) -> tuple[Plan, tuple[Kernel, ...], tuple[Tensor, ...]]:
     """Return the plan (arena not yet placed), its kernels in the plan's order and its weights.
+
+    With `ranks`, `program` is that of one of so many (`tokc.targets.gpu.sharding`).
 
     Raises: TargetRefused if the program is not in ragged form or holds a node that no GPU kernel runs.
     """
@@ -98,7 +103,7 @@ def emit(
         raise TargetRefused("GPU targets run ragged programs only", hint="add kv-layout to the passes")
     if program.kv is not None and program.kv.dtype == "int4":
         raise TargetRefused("GPU targets have no kernel for a cache in int4", hint="the nearest is int8")
-    low = Emission(program, bounds(program, architecture, limits), architecture=architecture)
+    low = Emission(program, bounds(program, architecture, limits), architecture=architecture, ranks=ranks)
     lower_nodes(
         low,
         LOWER,
@@ -108,7 +113,7 @@ def emit(
     )
     find_likeliest(low)
     kernels = tuple(sorted(low.kernels.values(), key=lambda kernel: kernel.symbol))
-    plan = low.plan(kernel.symbol for kernel in kernels)
+    plan = replace(low.plan(kernel.symbol for kernel in kernels), ranks=ranks)
     return plan, kernels, tuple(low.tensors.values())
 
 
@@ -321,4 +326,6 @@ LOWER: Rules[Emission] = {
     ("tokc", "GatedActivation"): lower_gated_activation,
     ("tokc", "RopeWriteKV"): lower_rope_write_kv,
     ("tokc", "PagedAttention"): lower_paged_attention,
+    (DOMAIN, SUM): lower_sum_over_ranks,
+    (DOMAIN, JOIN): lower_join_over_ranks,
 }

@@ -2,8 +2,8 @@
 
 Every size that does not change with a step is a constexpr. What does change is read on the device from
 `info`, i32[8], so that a launch recorded in a graph may be replayed for other steps of its bucket:
-`INFO` names its entries. Pointers are aligned to 16 bytes. A program of the grid past the step's own
-rows, tiles or splits must write nothing.
+`INFO` names its entries; those `padded` are of the grid, the step's own rounded up. Pointers are aligned to
+16 bytes. A program of the grid past the step's own rows, tiles or splits must write nothing.
 
 A sum over columns or over cached tokens is taken in an order that depends on neither the number of tokens in
 the step nor on how they are dealt to programs, so that a token's result has the same bits in every batch.
@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from tokc.targets.plan import Grid
 
-INFO = ("tokens", "rows", "seqs", "blocks", "tiles", "splits")
+INFO = ("tokens", "rows", "seqs", "blocks", "tiles", "splits", "padded_tokens", "padded_rows")
 INFO_SIZE = 8
 # A step of at most so many tokens runs the narrow kernels.
 NARROW_TOKENS = 16

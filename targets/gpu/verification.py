@@ -7,9 +7,13 @@ from tokc.targets.gpu.device import Architecture
 
 # The architectures whose PTX the tests execute in an emulator.
 EMULATED = frozenset({"sm_80", "sm_90"})
+RANKS = (
+    "{} devices: whole steps over 2 ranks executed in tests through the interpreter, memory handed on by a "
+    "transport on the host; NCCL's own calls made to a library in its place, never to NCCL"
+)
 
 
-def verification(compiled: Sequence[Compiled], arch: Architecture) -> Mapping[str, str]:
+def verification(compiled: Sequence[Compiled], arch: Architecture, ranks: int = 1) -> Mapping[str, str]:
     """Return, for each part, how far it is verified; nothing here was run on a device."""
     machine = "not executed: no emulator of this architecture is at hand"
     if arch.backend == "cuda":
@@ -21,6 +25,7 @@ def verification(compiled: Sequence[Compiled], arch: Architecture) -> Mapping[st
         "kernels' code": machine,
         "resources": f"read from the code of this build: {len(compiled)} kernels, {len(spilled)} with spills",
         "plan": "whole steps of tiny models executed in tests through the interpreter, against the program",
+        **({"ranks": RANKS.format(ranks)} if ranks > 1 else {}),
         "launches": "packed parameters compared in tests with the code's own parameter lists",
         "device": "nothing was run on a device; every figure of speed is a prediction",
     }

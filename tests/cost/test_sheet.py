@@ -40,6 +40,20 @@ def test_a_device_of_another_target_is_refused() -> None:
         sheet_for("cuda:sm_90", "mi300x")
 
 
+def test_several_devices_are_one_with_all_of_their_rates_and_links() -> None:
+    one, two = sheet_for("cuda:sm_90"), sheet_for("cuda:sm_90-2", "h100-sxm")
+    assert one is not None
+    assert two is not None
+    assert (two.title, two.summary) == ("2 x h100-sxm", f"2 x {one.summary}")
+    assert (two.memory_bytes, two.read_bytes_per_s) == (2 * one.memory_bytes, 2 * one.read_bytes_per_s)
+    assert two.host().link_bytes_per_s == 2 * 450e9
+    assert "450 GB/s leave each device for others" in two.host().how
+    unknown = sheet_for("cuda:sm_120-4")
+    assert unknown is not None
+    assert "the time that devices take to meet left out" in unknown.host().how
+    assert sheet_for("tpu:v5e-4") is None
+
+
 def test_each_launch_takes_what_an_empty_kernel_does() -> None:
     sheet = sheet_for("cuda:sm_90")
     assert sheet is not None

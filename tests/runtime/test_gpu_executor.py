@@ -108,7 +108,7 @@ def test_grids_are_of_the_bucket_and_info_is_of_the_step(recorded: GpuExecutor) 
     assert "remember_narrow" not in grids
     sent = [np.frombuffer(data, np.int32) for kind, _, data in driver.copies if kind == "to device"]
     infos = [values[:8].tolist() for values in sent]
-    assert infos[-2:] == [[11, 3, 4, 16, 4, 1, 0, 0], [37, 3, 4, 16, 5, 5, 0, 0]]
+    assert infos[-2:] == [[11, 3, 4, 16, 4, 1, 16, 4], [37, 3, 4, 16, 5, 5, 37, 3]]
 
 
 def test_a_step_costs_one_copy_each_way_of_what_it_uses(recorded: GpuExecutor) -> None:

@@ -51,3 +51,13 @@ def test_an_unknown_architecture_lists_the_known_ones() -> None:
         UnknownOption, match="unknown device 'sm_75' of target 'cuda'; choose from sm_80, sm_86"
     ):
         named_target("cuda:sm_75")
+
+
+def test_several_of_one_device_are_named_by_their_number() -> None:
+    assert named_target("cuda:sm_90-4").name == "cuda:sm_90-4"
+    assert named_target("cuda:sm_90-4").pipeline(precision("int4", None))
+    for name in ("cuda:sm_90-9", "cuda:sm_90-1", "cuda:sm_90-02", "rocm:gfx942-2", "cpu:x86-64-v3-2"):
+        with pytest.raises(UnknownOption, match=f"unknown device '{name.partition(':')[2]}'"):
+            named_target(name)
+    with pytest.raises(UnknownOption, match="several of one together are spelled NAME-N, up to sm_80-8"):
+        named_target("cuda:sm_90x2")

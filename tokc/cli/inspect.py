@@ -63,6 +63,7 @@ def _print(artifact: "Artifact") -> None:
 
     manifest = artifact.manifest
     model, kv, limits = manifest.model, manifest.kv, manifest.limits
+    ranks = inspect_gpu.ranks(artifact.path) if inspect_gpu.has_kernels(artifact.path) else ""
     facts = {
         "model": f"{model.family}: {model.layers} layers of {model.hidden}, {model.heads} heads "
         f"({model.kv_heads} for keys and values) of {model.head_dim}, vocabulary {model.vocab}",
@@ -72,6 +73,7 @@ def _print(artifact: "Artifact") -> None:
         f"{limits.max_rows} sequences",
         "cache": f"pages of {kv.page} tokens in {kv.dtype}",
         "memory": _memory(artifact.path),
+        **({"ranks": ranks} if ranks else {}),
         **({} if manifest.draft is None else {"draft": _draft(manifest.draft, artifact.path)}),
         "licence": manifest.licence or "not stated",
         "built by": f"tokc {manifest.tokc_version}",

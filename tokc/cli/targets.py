@@ -41,7 +41,10 @@ def targets(
             mark = "*" if device.runs_here else " "
             name = f"{kind}:{device.name}"
             dtypes = ",".join(device.dtypes)
-            typer.echo(f"  {mark} {name:20} {device.summary:32} {dtypes:16} {device.verified}")
+            several = f"; up to {name}-{device.together}" if device.together > 1 else ""
+            if several:
+                several += f" together, {device.several(device.together).verified}"
+            typer.echo(f"  {mark} {name:20} {device.summary:32} {dtypes:16} {device.verified}{several}")
 
 
 def _facts(device: "Device") -> dict[str, object]:
@@ -51,4 +54,5 @@ def _facts(device: "Device") -> dict[str, object]:
         "dtypes": list(device.dtypes),
         "caches": list(device.caches),
         "verified": device.verified,
+        "together": device.together,
     }

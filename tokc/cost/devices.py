@@ -35,7 +35,8 @@ class Host:
 
     All are as `how` says; `measured` is False for one that is not here, where each kernel is taken to need
     `launch_s` beside its work. `int8_flops_per_s` is predicted from the f32 rate and the CPU's instructions
-    where no artifact's kernels could measure it.
+    where no artifact's kernels could measure it. `link_bytes_per_s` leave its devices for each other, 0 where
+    that is not known.
     """
 
     cpu: str
@@ -49,6 +50,7 @@ class Host:
     how: str
     measured: bool = True
     launch_s: float = 0.0
+    link_bytes_per_s: float = 0.0
 
 
 @runtime_checkable

@@ -27,7 +27,10 @@ UNKNOWN = 1.0
 
 
 class Amounts(NamedTuple):
-    """The work of one launch in seconds at the roofs: memory's, arithmetic's, and memory's for own bytes."""
+    """The work of one launch in seconds at the roofs: memory's, arithmetic's, and memory's for own bytes.
+
+    For a collective, whose kind is its own, memory's are those of the links between devices.
+    """
 
     memory_s: float
     compute_s: float
@@ -49,13 +52,18 @@ class Efficiency:
     compute: float | None
     caches: float | None
 
-    def seconds(self, amounts: Amounts) -> float:
-        """Return the time of one launch."""
+    def seconds(self, amounts: Amounts, slower: float = 1.0) -> float:
+        """Return the time of one launch; memory takes `slower` times what it took when the shares were found.
+
+        That lengthens the time at memory's own rate alone: what a kernel needs for a byte beside that, to
+        decode it and to multiply, is the core's.
+        """
         memory_s, compute_s, own_s = (
             0.0 if share is None else seconds / share
             for seconds, share in zip(amounts, (self.memory, self.compute, self.caches), strict=True)
         )
-        return self.launch_s + max(memory_s, compute_s) + own_s
+        more_s = (slower - 1.0) * min(amounts.memory_s, memory_s)
+        return self.launch_s + max(memory_s + more_s, compute_s) + own_s
 
 
 @dataclass(frozen=True)
@@ -90,7 +98,10 @@ def kind_of(op: str, work: LaunchWork) -> str:
 
 
 def amounts_of(work: LaunchWork, rows: int, attended: int, cached: int, roofs: Roofs) -> Amounts:
-    """Return the work of one launch at the roofs."""
+    """Return the work of one launch at the roofs; links of which no rate is known take no time."""
+    if work.link_bytes:
+        left = rows * work.link_bytes
+        return Amounts(left / roofs.link_bytes_per_s if roofs.link_bytes_per_s else 0.0, 0.0, 0.0)
     memory = work.memory_bytes(rows, cached)
     own = work.bytes(rows, cached) - memory
     compute_s = work.flops(rows, attended) / roofs.peak(work.arithmetic)

@@ -14,7 +14,8 @@ class LaunchWork:
     attends to. Bytes are `whole_bytes` once a step (weights; of experts the share that the rows choose, one
     row `row_share` of all, each as if apart from the others), `row_bytes` a row (activations, cache entries
     written), and `cached_bytes` a token of each sequence's cache that is read. `window` bounds what a token
-    attends to, 0 where nothing does. `arithmetic` tells which peak holds for the FLOPs: int8 or f32.
+    attends to, 0 where nothing does. `link_bytes` a row leave the device for others. `arithmetic` tells which
+    peak holds for the FLOPs: int8 or f32.
     """
 
     arithmetic: str = F32
@@ -25,6 +26,7 @@ class LaunchWork:
     cached_bytes: float = 0.0
     window: int = 0
     row_share: float = 1.0
+    link_bytes: float = 0.0
 
     def flops(self, rows: int, attended: int) -> float:
         """Return the FLOPs of a step where its rows attend to `attended` tokens in all."""
@@ -38,6 +40,11 @@ class LaunchWork:
     def bytes(self, rows: int, cached: int) -> float:
         """Return all bytes of a step; those of its own rows stay in the CPU's caches where they fit."""
         return self.memory_bytes(rows, cached) + rows * self.row_bytes
+
+    def times(self, devices: int) -> "LaunchWork":
+        """Return the work of `devices` that each do this."""
+        amounts = ("row_flops", "attended_flops", "whole_bytes", "row_bytes", "cached_bytes", "link_bytes")
+        return replace(self, **{name: devices * getattr(self, name) for name in amounts})
 
     def moving_only(self) -> "LaunchWork":
         """Return the same without FLOPs, for a launch that converts what another node computes."""

@@ -62,7 +62,7 @@ def machine_of(sheet: Sheet) -> Machine:
         kinds.append(Efficiency(ANY, launch_s, 1.0, 1.0, 1.0))
     sources = tuple(dict.fromkeys(source for row in rows for source in row["sources"]))
     how = f"efficiencies as published: {'; '.join(sources)}" if sources else "every kernel at the roofs"
-    return Machine(sheet.name, sheet.host(), Efficiencies(tuple(kinds), how), f"{sheet.host().how}; {how}")
+    return Machine(sheet.title, sheet.host(), Efficiencies(tuple(kinds), how), f"{sheet.host().how}; {how}")
 
 
 def _efficiency(row: dict[str, Any], launch_s: float) -> Efficiency:

@@ -27,11 +27,12 @@ class Roofs:
     read_bytes_per_s: float
     f32_flops_per_s: float
     int8_flops_per_s: float
+    link_bytes_per_s: float = 0.0
 
     @classmethod
     def of(cls, host: Host) -> "Roofs":
         """Return the roofs of a host that was probed with the same threads."""
-        return cls(host.read_bytes_per_s, host.f32_flops_per_s, host.int8_flops_per_s)
+        return cls(host.read_bytes_per_s, host.f32_flops_per_s, host.int8_flops_per_s, host.link_bytes_per_s)
 
     def peak(self, arithmetic: str) -> float:
         """Return the FLOPs a second that int8 or f32 arithmetic reaches at most."""
@@ -178,7 +179,8 @@ def summarize(
     """
     groups: dict[tuple[str, str], list[int]] = {}
     for at, launch in enumerate(plan["launches"]):
-        groups.setdefault((launch["op"], plan["kernels"][launch["kernel"]]), []).append(at)
+        kernel = launch.get("collective") or plan["kernels"][launch["kernel"]]
+        groups.setdefault((launch["op"], kernel), []).append(at)
     total_s = float(np.median(seconds.sum(axis=(1, 2))))
     kernels = []
     for (op, kernel), members in groups.items():

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,7 @@ class StepWorks:
 
     @classmethod
     def of(cls, plan: Mapping[str, Any]) -> "StepWorks":
-        """Return the launches of a plan.
+        """Return the launches of a plan, where several devices run it with the work of all of them.
 
         Raises: TokcError as in `read`.
         """
@@ -81,7 +81,11 @@ class StepWorks:
                 hint="it was built by an earlier tokc: build it again",
             )
         limits = plan["limits"]
-        narrow, wide = (tuple(_gather(plan["launches"], word)) for word in ("narrow", "wide"))
+        devices = plan.get("ranks", 1)
+        narrow, wide = (
+            tuple(replace(one, work=one.work.times(devices)) for one in _gather(plan["launches"], word))
+            for word in ("narrow", "wide")
+        )
         return cls(narrow, wide, limits.get("narrow_tokens", 0), limits[TOKENS])
 
     @classmethod
@@ -100,11 +104,15 @@ class StepWorks:
 
 @dataclass(frozen=True)
 class StepModel:
-    """Predicts steps of an artifact on a machine with `roofs`, whose kernels are as `efficiencies` say."""
+    """Predicts steps of an artifact on a machine with `roofs`, whose kernels are as `efficiencies` say.
+
+    `slower` is how many times slower memory is now than those roofs say.
+    """
 
     works: StepWorks
     roofs: Roofs
     efficiencies: Efficiencies
+    slower: float = 1.0
 
     def step_s(self, step: Step) -> float:
         """Return the seconds of a step, without what the engine adds."""
@@ -137,7 +145,7 @@ class StepModel:
             window = one.work.window
             size = sizes.get(window) or sizes.setdefault(window, step.size(window))
             amounts = amounts_of(one.work, size.rows[one.rows], size.attended, size.cached, self.roofs)
-            seconds = one.count * self.efficiencies.of(one.kind).seconds(amounts)
+            seconds = one.count * self.efficiencies.of(one.kind).seconds(amounts, self.slower)
             found[one.kind] = found.get(one.kind, 0.0) + seconds
         return found
 

@@ -9,7 +9,7 @@ from tokc.cost.hosted import Hosted, break_even
 from tokc.cost.machine import HERE, Machine, machine_here, machine_of
 from tokc.cost.measure import Bench
 from tokc.cost.prices import DEFAULT_PRICE, Price, parse_price, usd_per_token
-from tokc.cost.sheet import Sheet, device_sheet, named_device, sheet_for
+from tokc.cost.sheet import Sheet, device_sheet, devices_of, named_device, sheet_for
 from tokc.cost.step_model import StepModel
 from tokc.errors import UnknownOption
 from tokc.report.collect import PREDICTED_OUTPUT, PREDICTED_PROMPT
@@ -200,8 +200,10 @@ class _Costing:
 
     def options(self, sheets: Sequence[Sheet]) -> list[Option]:
         found = [] if self.bench is None else self._measured(self.bench)
+        alone, count = devices_of(self.target)
         for sheet in sheets:
-            found += self._predicted(machine_of(sheet), foreign=self.target not in sheet.targets)
+            machine = machine_of(sheet.several(count) if count > 1 else sheet)
+            found += self._predicted(machine, foreign=alone not in sheet.targets)
         if found or sheets:
             return found
         own = sheet_for(self.target)

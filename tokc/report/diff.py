@@ -230,6 +230,8 @@ def _launched(plan: Path) -> Counter[str] | None:
         return None
     try:
         value = json.loads(plan.read_text())
-        return Counter(value["kernels"][launch["kernel"]] for launch in value["launches"])
+        return Counter(
+            launch.get("collective") or value["kernels"][launch["kernel"]] for launch in value["launches"]
+        )
     except (ValueError, KeyError, IndexError, TypeError) as error:
         raise ArtifactRefused(f"the plan is damaged: {error!r}", where=str(plan)) from error

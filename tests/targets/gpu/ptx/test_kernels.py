@@ -22,6 +22,7 @@ from tests.targets.gpu import (
     test_moe,
     test_moe_linear,
     test_paged_attention,
+    test_ranks,
     test_rms_norm,
     test_rope_write_kv,
 )
@@ -46,6 +47,7 @@ CASES = (
     test_moe,
     test_moe_linear,
     test_paged_attention,
+    test_ranks,
     test_rms_norm,
     test_rope_write_kv,
 )
@@ -74,6 +76,11 @@ def launches(request: pytest.FixtureRequest, compiled: Compiler, monkeypatch: py
     for module in CASES:
         monkeypatch.setattr(module, "interpret", execute)
     return found
+
+
+def test_kernels_between_ranks(launches: Launches) -> None:
+    test_ranks.test_parts_are_added_in_the_order_of_ranks_and_other_rows_left(4, 1100)
+    test_ranks.test_columns_are_put_beside_each_other(2, 48)
 
 
 def test_elementwise_kernels(launches: Launches) -> None:
