@@ -22,7 +22,7 @@ import numpy as np
 import tokc
 from bench.__main__ import commit, machine, write
 from bench.models import smollm2_q4_1
-from bench.quality_peers import peer_model
+from bench.quality_peers import library_model, peer_model
 from bench.quality_rows import PEER, ROWS, Row
 from bench.quality_text import markdown
 from tokc.compiler import Request, build
@@ -104,6 +104,7 @@ def made(row: Row, model: Path, folder: Path, stack: ExitStack) -> tuple[Answers
         note = "scored in onnxruntime"
     else:
         out = folder / f"{row.name}.tokc"
+        model = library_model(row, model, folder) if row.library else model
         try:
             build(Request(model, passes=row.passes, context=CONTEXT, check=False), out, lambda _: None)
         except TargetRefused as refused:
@@ -164,7 +165,7 @@ def arguments() -> argparse.Namespace:
         "--only", nargs="+", choices=known, metavar="ROW", default=known, help=", ".join(known)
     )
     parser.add_argument("--again", action="store_true", help="measure rows that are there, too")
-    parser.add_argument("--tokens", type=int, default=8192)
+    parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--rounds", type=int, default=3, help="0 leaves speed out")
     parser.add_argument("--markdown", type=Path, help="write the table as a page")
     return parser.parse_args()
@@ -173,8 +174,14 @@ def arguments() -> argparse.Namespace:
 def earlier(path: Path, shape: Sequence[int]) -> Rows:
     """Return the rows of an earlier run over as many windows whose pipelines are still the same."""
     found = json.loads(path.read_text()) if path.exists() else {}
-    if found.get("schema_version") != SCHEMA_VERSION or found["windows"] != list(shape):
+    if found.get("schema_version") != SCHEMA_VERSION:
         return {}
+    if found["windows"] != list(shape):
+        count, length = found["windows"]
+        raise SystemExit(
+            f"error: '{path}' has rows over {count * length} tokens, not {shape[0] * shape[1]}\n"
+            f"hint: --tokens {count * length}, or another --out"
+        )
     passes = {row.name: row.passes for row in ROWS}
     return {name: row for name, row in found["rows"].items() if row["passes"] == passes.get(name)}
 

@@ -13,7 +13,9 @@ PEER = "llama.cpp "  # begins what stands in the place of a pipeline where a lib
 class Row:
     """A method at `bits` a weight in groups of `group`; `group` 0 where the format has no such thing.
 
-    `head_bits` are those of the embedding and the head, 8 unless the row is of plain weights.
+    `head_bits` are those of the embedding and the head, 8 unless the row is of plain weights. With a
+    `library` the codes are of its `library_method`, on a `grid` that is symmetric or has offsets, and the
+    pipeline keeps them.
     """
 
     name: str
@@ -22,6 +24,9 @@ class Row:
     group: int
     passes: str
     head_bits: int = 8
+    library: str = ""
+    library_method: str = ""
+    grid: str = "symmetric"
 
 
 def pipeline(quantize: str | None, *, rotate: bool = False, kv: str = "f16") -> str:
@@ -66,6 +71,16 @@ def llamacpp(kind: str, bits: str, group: int) -> Row:
     return Row(f"llamacpp-{kind.lower()}", f"llama.cpp {kind}", bits, group, f"{PEER}{kind}")
 
 
+def library(name: str, method: str, bits: int = 4, group: int = 32, *, symmetric: bool = True) -> Row:
+    """Return a row of a library's codes, embedding and head rounded and everything computed as in ours."""
+    ours = weights("rtn", bits, group, symmetric=symmetric, act=32 if symmetric else 0)
+    spelled = ours.name.replace("rtn", f"{name}-{method}", 1)
+    title = ours.method.replace("rtn", f"{TITLES[name]} {method}", 1)
+    grid = "symmetric" if symmetric else "offsets"
+    return Row(spelled, title, ours.bits, group, ours.passes, 8, name, method, grid)
+
+
+TITLES = {"torchao": "torchao", "llmcompressor": "llm-compressor", "gptqmodel": "GPTQModel"}
 METHODS = ("rtn", "rtn-mse", "hqq", "gptq", "awq")
 
 
@@ -97,6 +112,16 @@ ROWS = (
     *(weights(method, 4, act=0) for method in METHODS),
     *(weights(method, 4, 64, symmetric=False, act=0) for method in METHODS),
     *(weights(method, 3, symmetric=False, act=0) for method in METHODS),
+    library("torchao", "rtn"),
+    library("torchao", "hqq"),
+    library("llmcompressor", "rtn"),
+    library("llmcompressor", "gptq"),
+    library("llmcompressor", "awq"),
+    library("gptqmodel", "gptq"),
+    library("torchao", "rtn", 8),
+    library("llmcompressor", "rtn", 4, 64, symmetric=False),
+    library("llmcompressor", "gptq", 4, 64, symmetric=False),
+    library("llmcompressor", "awq", 4, 64, symmetric=False),
     llamacpp("Q8_0", "8", 32),
     llamacpp("Q6_K", "6", 16),
     llamacpp("Q5_K_M", "5", 32),

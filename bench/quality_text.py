@@ -37,6 +37,12 @@ def markdown(found: dict[str, Any]) -> str:
             "\nWithout a rate: no CPU kernel runs the format, the program was scored in onnxruntime;"
             " or the row was not timed.\n"
         )
+    if any(row.get("library") for row in found["rows"].values()):
+        text += (
+            "\nRows of torchao, llm-compressor and GPTQModel are codes and scales of these libraries at "
+            "their defaults,\ncalibrated on the windows that tokc calibrates on, and run by tokc as its own "
+            "rows are: embedding and head in 8 bits.\n"
+        )
     if any(row["passes"].startswith(PEER) for row in found["rows"].values()):
         text += (
             "\nllama.cpp's rows are files of its own quantize (no importance matrix) as tokc imports them, "

@@ -15,6 +15,7 @@ from tokc.ir.costs import Cost
 from tokc.ir.ops import program_cost
 from tokc.ir.program import Program
 from tokc.ir.verify import verify
+from tokc.passes.quantization.widening import widened
 from tokc.pipeline import Observer, Pipeline, Step, pass_text
 from tokc.quality.divergence import Divergence
 from tokc.quality.perplexity import Comparison
@@ -147,6 +148,10 @@ class Ledger:
             entry = replace(entry, check_seconds=self.check.seconds.get(step.number), notes=notes)
         if step.after.assets.calibration is not step.before.assets.calibration:
             entry = replace(entry, notes=(*entry.notes, _calibrated_on(step.after.assets.calibration)))
+        wider = widened(step.before, step.after) if step.changed else ()
+        if wider:
+            note = f"wider than in the model's file: {', '.join(map(str, wider))}"
+            entry = replace(entry, notes=(*entry.notes, note))
         self.entries.append(entry if measured is None else _with_perplexity(entry, measured))
         self._record_draft(step)
 

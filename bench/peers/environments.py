@@ -26,6 +26,7 @@ OPENVINO, ONNXRUNTIME, CTRANSLATE2 = (
     "ctranslate2==4.8.5",
 )
 LLAMACPP = "llama-cpp-python==0.3.36"
+TORCHAO, LLMCOMPRESSOR, GPTQMODEL = "torchao==0.18.0", "llmcompressor==0.14.0.1", "gptqmodel==7.6.0"
 # A CMake option of llama.cpp, and the flag of /proc/cpuinfo that it needs.
 OPTIONS = {
     "GGML_SSE42": "sse4_2",
@@ -84,6 +85,10 @@ ENVIRONMENTS = {
             NUMPY,
         )
     ),
+    # Libraries that quantize; each wants a transformers of its own.
+    "torchao": Environment((TORCH, TORCHAO, TRANSFORMERS, NUMPY)),
+    "llmcompressor": Environment((TORCH, LLMCOMPRESSOR, NUMPY)),
+    "gptqmodel": Environment((TORCH, GPTQMODEL)),
     # optimum-intel wants an older transformers, and breaks on a torchvision that is not of torch's own build.
     "export-openvino": Environment(
         (TORCH, "optimum-intel==2.2.0", "nncf==3.4.0", "openvino-tokenizers==2026.4.1.0"),

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from tokc.passes.quantization.grid import NARROW_SCALE
 from tokc.targets.cpu.isa import Isa
 from tokc.targets.cpu.kernels.linear import Linear
+from tokc.targets.cpu.kernels.moe_linear import MoeLinear
 from tokc.targets.cpu.kernels.quant_linear import GROUP, QuantLinear
 from tokc.targets.cpu.kernels.quant_linear_codes import QUADS, fields
 
@@ -23,6 +24,8 @@ PLAIN = re.compile(
     r"^(?:embedding_of_)?linear_(?P<n>\d+)x(?P<k>\d+)(?P<bias>_bias)?_(?P<x_stride>\d+)_(?P<stride>\d+)$"
 )
 
+EXPERTS = re.compile(r"^moe_(?P<count>\d+)_(?P<linear>.+)$")
+
 
 @dataclass(frozen=True)
 class Unpacked:
@@ -35,8 +38,16 @@ class Unpacked:
     block: int
 
 
-def kernel_of(symbol: str, isa: Isa) -> QuantLinear | Linear | None:
+def kernel_of(symbol: str, isa: Isa) -> QuantLinear | Linear | MoeLinear | None:
     """Return the kernel that a plan calls `symbol`, None if it reads no packed weight."""
+    experts = EXPERTS.match(symbol)
+    if experts is None:
+        return _linear_of(symbol, isa)
+    linear = _linear_of(experts["linear"], isa)
+    return None if linear is None else MoeLinear(linear, int(experts["count"]))
+
+
+def _linear_of(symbol: str, isa: Isa) -> QuantLinear | Linear | None:
     quant, plain = QUANT.match(symbol), PLAIN.match(symbol)
     if quant is not None:
         return QuantLinear(

@@ -77,3 +77,18 @@ def test_an_artifact_for_another_machine_is_refused(built: Built, tmp_path: Path
         TokcError, match=r"weights packed for 'cuda:.*' cannot be exported; those for cpu can"
     ):
         Export(other, "gguf", "int4").write(tmp_path / "m.gguf")
+
+
+@pytest.mark.slow
+def test_experts_go_out_one_by_one(tmp_path: Path) -> None:
+    passes = "fuse-linear,fuse-attention,quantize-weights{act_group=32},kv-layout"
+    sizes = {"num_hidden_layers": 1, "mlp_only_layers": [], "head_dim": 32}
+    sizes |= {"num_attention_heads": 2, "num_key_value_heads": 1}
+    folder = tiny_folder("qwen2_moe", tmp_path / "model", **sizes)
+    artifact = build(Request(folder, passes=passes, check=False), tmp_path / "m.tokc").artifact
+    Export(folder, "gguf", "int4").write(tmp_path / "a.gguf")
+    Export(artifact, "gguf", "int4").write(tmp_path / "b.gguf")
+    one, other = (Model.of(import_model(tmp_path / name)).weights for name in ("a.gguf", "b.gguf"))
+    assert sum(isinstance(weight, Grid) for name, weight in one.items() if ".experts." in name) == 2
+    for name, weight in one.items():
+        np.testing.assert_array_equal(dequantized(other[name]), dequantized(weight))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
+from tests.exporters.llamacpp import llamacpp_logits
 from tests.exporters.texts import SPECIAL, TEMPLATE, TEXT, TOKENIZERS, save_tokenizer
 from tests.importers.running import logits
 from tests.tiny_models import tiny_folder
@@ -24,7 +25,7 @@ IDS = np.random.default_rng(0).integers(3, 96, (2, 24))
 SIZES: dict[str, dict[str, Any]] = {
     "llama": {},
     "llama3": {},
-    "llama_bias": {"mlp_bias": False},
+    "llama_bias": {},
     "smollm2": {},
     "mistral": {"sliding_window": None},
     "qwen2": {"use_sliding_window": False},
@@ -33,6 +34,17 @@ SIZES: dict[str, dict[str, Any]] = {
     "granite": {},
     "olmo2": {},
     "gemma3": {"num_hidden_layers": 7, "layer_types": None, "query_pre_attn_scalar": 32},
+    "phi3": {},
+    "phi4": {},
+    "stablelm": {},
+    "stablelm_parallel": {},
+    "gpt2": {},
+    "gpt_bigcode": {},
+    "gpt_neox": {},
+    "mixtral": {},
+    "qwen2_moe": {"mlp_only_layers": []},
+    "qwen3_moe": {},
+    "olmoe": {"num_key_value_heads": 4},  # llama.cpp's has as many as it has heads
 }
 ALL_PASSES = (
     "fold-constants,fuse-linear,fuse-attention,fuse-qkv,fuse-gate-up,quantize-weights{symmetric=false}"
@@ -120,6 +132,21 @@ def test_llama_cpp_encodes_alike_and_computes_the_same_logits(kind: str, tmp_pat
     assert np.abs(model.scores[: len(ids)] - want).max() < 0.02
 
 
+@pytest.mark.slow
+def test_llama_cpp_computes_every_family_as_we_do(tmp_path: Path) -> None:
+    ids = np.random.default_rng(0).integers(3, 400, 24)
+    paths, wanted = [], []
+    for family, sizes in SIZES.items():
+        heeded = {"sliding_window": None} if family == "phi3" else {}  # llama.cpp reads it and heeds it not
+        folder = tiny_folder(family, tmp_path / family, vocab_size=640, **{**sizes, **heeded})
+        save_tokenizer(TOKENIZERS["gpt2"](), folder)
+        paths.append(tmp_path / f"{family}.gguf")
+        Export(folder, "gguf", "f32").write(paths[-1])
+        wanted.append(logits(import_model(folder, context=128), ids[None])[0])  # which llama.cpp has, too
+    for path, want, found in zip(paths, wanted, llamacpp_logits(paths, ids), strict=True):
+        assert np.abs(found - want).max() < 0.02 * np.abs(want).max(), path.stem
+
+
 def test_a_tokenizer_that_gguf_has_no_name_for_is_refused(tmp_path: Path) -> None:
     folder = tiny_folder("llama", tmp_path / "model", vocab_size=640, num_hidden_layers=1)
     save_tokenizer(TOKENIZERS["gpt2"](), folder)
@@ -137,7 +164,9 @@ def test_a_tokenizer_that_gguf_has_no_name_for_is_refused(tmp_path: Path) -> Non
     ("family", "changes", "problem"),
     [
         ("mistral", {}, r"windows cannot be written as GGUF: \(6, 6, 6\) would be read as \(0, 0, 0\)"),
-        ("phi3", {}, "family 'phi3' have no form in GGUF"),
+        ("gpt_neox_serial", {}, "activation cannot be written as GGUF: gelu_tanh would be read as gelu"),
+        ("qwen2_moe", {}, "experts cannot be written as GGUF"),
+        ("gpt_bigcode", {"multi_query": False}, "fused qkv cannot be written as GGUF"),
         (
             "gemma3",
             {"query_pre_attn_scalar": 48, "layer_types": None},

@@ -9,9 +9,9 @@ import typer
 from tokc.cli.console import needs_extra, print_json, progress
 from tokc.errors import UnknownOption
 
-FORMATS = ("gguf", "hf", "stablehlo")
-FILES = ("gguf", "hf")
-ENDINGS = {"gguf": ".gguf", "hf": "-hf", "stablehlo": ".stablehlo"}
+FORMATS = ("gguf", "hf", "onnx", "stablehlo")
+FILES = ("gguf", "hf", "onnx")
+ENDINGS = {"gguf": ".gguf", "hf": "-hf", "onnx": "-onnx", "stablehlo": ".stablehlo"}
 
 
 def export(
@@ -23,22 +23,23 @@ def export(
     to: Annotated[str, typer.Option(help=f"The format: {', '.join(FORMATS)}.")] = "stablehlo",
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="A file or folder. [default: NAME.gguf, NAME-hf, NAME.stablehlo]"),
+        typer.Option("--out", "-o", help="A file or folder. [default: NAME and the format's ending]"),
     ] = None,
     dtype: Annotated[
         str, typer.Option(help="How a model's weights are stored: int2, int3, int4, int8, f16, f32.")
     ] = "int4",
     passes: Annotated[
-        str | None, typer.Option(help="For gguf and hf, a pipeline in place of the dtype's.")
+        str | None, typer.Option(help="For models' files, a pipeline in place of the dtype's.")
     ] = None,
     lora: Annotated[
-        list[Path] | None, typer.Option(help="For gguf and hf, merge this adapter's folder; repeatable.")
+        list[Path] | None,
+        typer.Option(help="For models' files, merge this adapter's folder; repeatable."),
     ] = None,
     context: Annotated[int | None, typer.Option(min=1, help="Tokens of context of a model.")] = None,
     contexts: Annotated[int, typer.Option(min=1, help="Whole contexts that the cache holds.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print the files as JSON.")] = False,
 ) -> None:
-    """Write a model as GGUF or a Hugging Face folder, or its steps as StableHLO for other compilers."""
+    """Write a model as GGUF, Hugging Face or ONNX files, or its steps as StableHLO for other compilers."""
     if to not in FORMATS:
         raise UnknownOption(f"unknown format '{to}'; choose from {', '.join(FORMATS)}")
     out = out or Path(f"{model.resolve().name.removesuffix('.tokc').removesuffix('.gguf')}{ENDINGS[to]}")

@@ -56,10 +56,11 @@ def _plan(artifact: Path) -> str:
 
 
 def _print(artifact: "Artifact") -> None:
+    from rich.markup import escape
     from rich.table import Table
 
     from tokc.report import units
-    from tokc.report.quality import draft_ledger_of, ledger_of
+    from tokc.report.quality import draft_ledger_of, ledger_of, notes_of
 
     manifest = artifact.manifest
     model, kv, limits = manifest.model, manifest.kv, manifest.limits
@@ -92,6 +93,9 @@ def _print(artifact: "Artifact") -> None:
     out.print()
     if any(row.kl_mean is not None for row in ledger_of(artifact.path)):
         out.print(_answers(ledger_of(artifact.path)))
+        out.print()
+    for name, note in notes_of(artifact.path):
+        out.print(f"[dim]{name}[/] {escape(note)}")
         out.print()
     if draft_ledger_of(artifact.path):
         out.print(_answers(draft_ledger_of(artifact.path), "draft: pass"))

@@ -16,11 +16,13 @@ import onnx_ir as ir
 from tokc.errors import TokcError
 from tokc.exporters.weights import LAYERS, Model, apart
 from tokc.importers.checkpoint import Dense, Grid, Weight, lazy
+from tokc.importers.experts import stacked
 from tokc.ir.program import Assets, ModelConfig
 from tokc.runtime.artifact import Artifact
 from tokc.runtime.safetensors import Tensors, map_file
 from tokc.targets.cpu.isa import ISAS, Isa
 from tokc.targets.cpu.kernels.linear import Linear
+from tokc.targets.cpu.kernels.moe_linear import MoeLinear
 from tokc.targets.cpu.kernels.quant_linear import QuantLinear
 from tokc.targets.cpu.unpacking import kernel_of, unpack_linear, unpack_quant
 
@@ -28,7 +30,7 @@ SOURCE_CONFIG = "source_config.json"
 WEIGHTS = "model.safetensors"
 PADDED = ".bias.padded"
 
-Kernel = QuantLinear | Linear | None
+Kernel = QuantLinear | Linear | MoeLinear | None
 
 
 def artifact_model(path: Path) -> Model:
@@ -79,14 +81,19 @@ def _weights(tensors: Tensors, kernels: Mapping[str, Kernel]) -> Iterator[tuple[
             continue
         kernel = kernels.get(name)
         if name.endswith(PADDED):
-            assert kernel is not None, f"no kernel reads '{name}'"
+            assert isinstance(kernel, QuantLinear | Linear), f"no kernel reads '{name}'"
             yield name.removesuffix(".padded"), Dense(ir.Tensor(data[: kernel.n], dtype=ir.DataType.FLOAT))
-        elif isinstance(kernel, QuantLinear) and data.dtype == np.uint8:
-            yield name, _grid(data, kernel)
-        elif isinstance(kernel, Linear) and data.dtype == np.uint8:
-            yield name, _plain(data, kernel)
+        elif isinstance(kernel, MoeLinear):
+            each = data.reshape(kernel.experts, kernel.expert_bytes)
+            yield name, stacked([_unpacked(one, kernel.linear) for one in each])
+        elif kernel is not None and data.dtype == np.uint8:
+            yield name, _unpacked(data, kernel)
         else:
             yield name, Dense(ir.Tensor(data, dtype=ir.DataType.FLOAT))
+
+
+def _unpacked(data: npt.NDArray[np.generic], kernel: QuantLinear | Linear) -> Weight:
+    return _grid(data, kernel) if isinstance(kernel, QuantLinear) else _plain(data, kernel)
 
 
 def _plain(data: npt.NDArray[np.generic], kernel: Linear) -> Dense:

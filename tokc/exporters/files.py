@@ -8,12 +8,17 @@ from tokc.errors import UnknownOption
 from tokc.exporters.artifact import artifact_model
 from tokc.exporters.gguf import write_gguf
 from tokc.exporters.hugging_face import write_folder
+from tokc.exporters.onnx import write_onnx
 from tokc.exporters.weights import Model
 from tokc.importers import import_model
 from tokc.importers.mapping import release_pages
 from tokc.pipeline import Pipeline
 
-DTYPES = {"gguf": ("int4", "int8", "f16", "f32"), "hf": ("int4", "int8", "bf16", "f16", "f32")}
+DTYPES = {
+    "gguf": ("int4", "int8", "f16", "f32"),
+    "hf": ("int4", "int8", "bf16", "f16", "f32"),
+    "onnx": ("int4", "int8", "f32"),
+}
 QUANTIZED = {
     "int4": "fuse-linear,quantize-weights{bits=4 head_bits=8}",
     "int8": "fuse-linear,quantize-weights{bits=8 head_bits=8}",
@@ -24,7 +29,7 @@ PLAIN = "f16"  # of what no pass has quantized
 
 @dataclass(frozen=True)
 class Export:
-    """What to write: a model as `to` (gguf or hf), its weights of `dtype` or as `passes` make them."""
+    """What to write: a model as `to` (gguf, hf or onnx), its weights of `dtype` or as `passes` make them."""
 
     model: Path
     to: str
@@ -58,6 +63,8 @@ class Export:
         if self.to == "gguf":
             write_gguf(out, model, plain, say)
             return [out]
+        if self.to == "onnx":
+            return [out / name for name in write_onnx(out, model, say)]
         names = write_folder(out, model, plain, packed=bool(self.pipeline), progress=say)
         return [out / name for name in names]
 

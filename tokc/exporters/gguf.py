@@ -5,66 +5,41 @@ they are; vectors are F32, other weights F16 or F32 as asked. What the file will
 read as an importer does and compared with the model's, so that none is written that means another model.
 """
 
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
-import numpy.typing as npt
 from gguf import GGMLQuantizationType as Kind
 
 from tokc.artifact.writer import file_written_aside
 from tokc.errors import TokcError
-from tokc.exporters.gguf_blocks import ENCODERS, kind_of
+from tokc.exporters.gguf_tensors import GgufTensor, gguf_tensors, rope_tensors
 from tokc.exporters.gguf_vocabulary import vocabulary_metadata
 from tokc.exporters.weights import Model
-from tokc.importers.architecture import architecture_of
-from tokc.importers.checkpoint import Grid, Weight, dequantized
-from tokc.importers.families import (
-    FAMILIES,
-    GGUF_KEYS,
-    GGUF_TENSORS,
-    family_of,
-)
+from tokc.importers.architecture import Architecture, architecture_of
+from tokc.importers.families import FAMILIES
 from tokc.importers.family import Family
-from tokc.importers.gguf import gguf_config, layer_tensors
+from tokc.importers.gguf import ROPE_FACTORS, gguf_config
 from tokc.importers.gguf_file import GgufFile, Tensor
-from tokc.importers.rope_divisors import GIVEN, llama3_divisors
-from tokc.ir.program import Assets, ModelConfig
+from tokc.importers.gguf_names import EPSILONS, KEYS
+from tokc.importers.rope import rope_parameters
+from tokc.importers.rope_divisors import GIVEN
+from tokc.importers.rope_scaling import ORIGINAL
+from tokc.importers.rope_scaling import kind_of as scaling_kind
+from tokc.ir.program import Assets
 
-Array = npt.NDArray[Any]
 Progress = Callable[[str], None]
 
 EMPTY = np.empty(0, np.uint8)
 WRITTEN_AS: Mapping[str, str] = {"mistral": "llama"}
-ROPE_DIVISORS = "rope_freqs.weight"
+LONGROPE = ("phi3",)  # whose factors llama.cpp reads
 FLOATS = ("epsilon", "freq_base", "freq_base_swa", "softcapping", "scale")
+BOOLEANS = ("use_parallel_residual",)
 PLAIN: Mapping[str, Kind] = {"f16": Kind.F16, "f32": Kind.F32}
 FILE_TYPES: Mapping[Kind, int] = {Kind.F32: 0, Kind.F16: 1, Kind.Q4_0: 2, Kind.Q4_1: 3, Kind.Q8_0: 7}
-
-
-@dataclass(frozen=True)
-class GgufTensor:
-    """A tensor to be written: `load` returns u8[rows, bytes of a row], or f32 or f16 of `shape`."""
-
-    name: str
-    kind: Kind
-    shape: tuple[int, ...]
-    load: Callable[[], Array]
-
-    @property
-    def row_bytes(self) -> int:
-        """Return the bytes of a row."""
-        block, size = gguf.GGML_QUANT_SIZES[self.kind]
-        return int(self.shape[-1] // block * size)
-
-    @property
-    def nbytes(self) -> int:
-        """Return the bytes of all rows."""
-        return int(math.prod(self.shape[:-1]) * self.row_bytes)
 
 
 def write_gguf(path: Path, model: Model, plain: str, progress: Progress = lambda _: None) -> None:
@@ -72,17 +47,18 @@ def write_gguf(path: Path, model: Model, plain: str, progress: Progress = lambda
 
     Raises: TokcError if GGUF cannot express the model; nothing is left at `path` then.
     """
-    config, source = model.config, model.assets.source_config
-    family = _written_as(family_of(source, str(path)))
+    wanted = model.architecture()
+    family = _written_as(wanted.family)
     if not family.gguf:
         raise TokcError(
             f"models of family '{family.name}' have no form in GGUF that tokc writes",
             hint="export the model with --to hf",
         )
-    tensors = [_tensor(name, weight, family, config, PLAIN[plain]) for name, weight in model.weights.items()]
-    tensors += _divisors(source, config)
-    metadata = _metadata(family, config, model.assets, tensors)
-    _check(path, family, metadata, tensors, source)
+    written = replace(wanted, family=family)
+    tensors = gguf_tensors(model.weights, written, PLAIN[plain])
+    tensors += rope_tensors(model.assets.source_config, wanted.config.head_dim)
+    metadata = _metadata(written, model.assets, tensors)
+    _check(path, family, metadata, tensors, wanted)
     with file_written_aside(path, f"cannot write '{path}'") as aside:
         _write(aside, family.gguf[0], metadata, tensors, progress)
 
@@ -133,13 +109,18 @@ def _add(writer: Any, key: str, value: object) -> None:
         writer.add_array(key, value)
 
 
-def _metadata(
-    family: Family, config: ModelConfig, assets: Assets, tensors: list[GgufTensor]
-) -> dict[str, object]:
+def _metadata(architecture: Architecture, assets: Assets, tensors: list[GgufTensor]) -> dict[str, object]:
     """Return the sizes, the rotation and the vocabulary; the architecture itself is the writer's."""
+    family, config = architecture.family, architecture.config
     name, source = family.gguf[0], {**family.defaults, **assets.source_config}
+    source = {**source, **family.as_llama({key: one for key, one in source.items() if one is not None})}
     source |= {"head_dim": config.head_dim, "num_key_value_heads": config.kv_heads}
-    source.setdefault("rope_theta", _rope(source).get("rope_theta", 10_000.0))
+    source.setdefault("rope_theta", rope_parameters(source).get("rope_theta", 10_000.0))
+    if architecture.experts is not None:
+        source |= {
+            "num_experts": architecture.experts.count,
+            "num_experts_per_tok": architecture.experts.top_k,
+        }
     if not source.get("use_sliding_window", True):
         source.pop("sliding_window", None)
     kinds = [tensor.kind for tensor in tensors if len(tensor.shape) > 1]
@@ -149,50 +130,51 @@ def _metadata(
     }
     if assets.licence is not None:
         metadata["general.license"] = assets.licence
-    for theirs, key in GGUF_KEYS.items():
-        value = source.get(key)
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            metadata[f"{name}.{theirs}"] = float(value) if theirs.endswith(FLOATS) else int(value)
+    metadata |= {f"{name}.{key}": value for key, value in _values(source, family).items()}
     metadata[f"{name}.attention.value_length"] = config.head_dim
-    metadata[f"{name}.rope.dimension_count"] = config.head_dim
+    if not architecture.learned_positions:
+        metadata[f"{name}.rope.dimension_count"] = architecture.rope.rotated or config.head_dim
     metadata[f"{name}.vocab_size"] = config.vocab
-    return metadata | _scaling(name, source) | vocabulary_metadata(assets, name, config.vocab)
+    return metadata | _scaling(name, source, architecture) | vocabulary_metadata(assets, name, config.vocab)
 
 
-def _rope(source: Mapping[str, object]) -> Mapping[str, object]:
-    """Return the parameters of the layers that attend to everything."""
-    stated = source.get("rope_parameters") or source.get("rope_scaling") or {}
-    assert isinstance(stated, Mapping), "the importer has read the parameters"
-    full = stated.get("full_attention", stated)
-    return full if isinstance(full, Mapping) else {}
+def _values(source: Mapping[str, object], family: Family) -> dict[str, object]:
+    """Return what a configuration states, under GGUF's keys."""
+    found: dict[str, object] = {}
+    for theirs, key in KEYS.items():
+        value = source.get(key)
+        if theirs in BOOLEANS and key in source:
+            found[theirs] = bool(value)
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            found[theirs] = float(value) if theirs.endswith(FLOATS) else int(value)
+    for norm, key in EPSILONS.items():
+        if norm != family.norm:
+            found.pop(key, None)
+    if family.experts is None:
+        found = {key: value for key, value in found.items() if not key.startswith("expert_")}
+    return found
 
 
-def _scaling(name: str, source: Mapping[str, object]) -> dict[str, object]:
-    rope = _rope(source)
-    kind = str(rope.get("rope_type", rope.get("type", "default")))
+def _scaling(name: str, source: Mapping[str, object], architecture: Architecture) -> dict[str, object]:
+    rope = rope_parameters(source)
+    kind = scaling_kind(rope)
     if kind in {"default", "llama3", GIVEN}:
         return {}
     if kind == "linear":
-        factor = rope["factor"]
-        assert isinstance(factor, int | float), "the importer has read the factor"
-        return {f"{name}.rope.scaling.type": "linear", f"{name}.rope.scaling.factor": float(factor)}
+        return {
+            f"{name}.rope.scaling.type": "linear",
+            f"{name}.rope.scaling.factor": float(str(rope["factor"])),
+        }
+    if kind == "longrope" and name in LONGROPE and architecture.rope.scaling is not None:
+        return {
+            f"{name}.rope.scaling.attn_factor": float(architecture.rope.scaling.attention_factor),
+            f"{name}.rope.scaling.original_context_length": int(str(rope[ORIGINAL])),
+        }
     raise TokcError(
-        f"a rotary embedding of type '{kind}' cannot be written as GGUF; default, linear and llama3 can",
+        f"a rotary embedding of type '{kind}' cannot be written as GGUF for family "
+        f"'{architecture.family.name}'; default, linear and llama3 can",
         hint="export the model with --to hf",
     )
-
-
-def _divisors(source: Mapping[str, object], config: ModelConfig) -> list[GgufTensor]:
-    rope = _rope(source)
-    kind, theta = rope.get("rope_type", rope.get("type")), rope.get("rope_theta", source.get("rope_theta"))
-    if kind == "llama3":
-        assert isinstance(theta, int | float), "the importer has read the base"
-        values = llama3_divisors(rope, float(theta), config.head_dim)
-    elif kind == GIVEN:
-        values = np.asarray(rope[GIVEN], np.float32)
-    else:
-        return []
-    return [GgufTensor(ROPE_DIVISORS, Kind.F32, values.shape, lambda: values)]
 
 
 def _check(
@@ -200,13 +182,12 @@ def _check(
     family: Family,
     metadata: Mapping[str, object],
     tensors: list[GgufTensor],
-    source: Mapping[str, object],
+    wanted: Architecture,
 ) -> None:
     """Refuse metadata that do not say what the model's own configuration does."""
-    entries = {one.name: Tensor(one.name, one.shape, one.kind, EMPTY) for one in tensors}
+    entries = {one.name: _entry(one) for one in tensors}
     file = GgufFile(path, metadata, entries)
     again = architecture_of(family, gguf_config(file, family.gguf[0], family), None, str(path))
-    wanted = architecture_of(family_of(source, str(path)), source_with_divisors(source), None, str(path))
     unlike = {"family", "config", "rope", "norm_offset"} | (
         set() if family.local_rope_theta is not None else {"local_rope"}
     )
@@ -219,54 +200,7 @@ def _check(
             )
 
 
-def source_with_divisors(source: Mapping[str, object]) -> Mapping[str, object]:
-    """Return a configuration that can be read as one of a folder: divisors are no scaling there."""
-    given = _rope(source).get("rope_type") == GIVEN
-    return {**source, "rope_scaling": None} if given else source
-
-
-def gguf_name(name: str, family: Family) -> str:
-    """Return what GGUF calls a tensor.
-
-    Raises: TokcError if it has no word for it.
-    """
-    stem, _, kind = name.rpartition(".")
-    for ours, theirs in GGUF_TENSORS.items():
-        if theirs == stem:
-            return f"{ours}.{kind}"
-    if stem.startswith("model.layers."):
-        number, inner = stem.removeprefix("model.layers.").split(".", 1)
-        for ours, theirs in layer_tensors(family).items():
-            if theirs == inner:
-                return f"blk.{number}.{ours}.{kind}"
-    raise TokcError(f"tensor '{name}' has no name in GGUF", hint="export the model with --to hf")
-
-
-def _tensor(name: str, weight: Weight, family: Family, config: ModelConfig, plain: Kind) -> GgufTensor:
-    """Return a weight as GGUF has it: named, its rows in llama.cpp's order, on a grid if GGUF has it."""
-    order = _row_order(name, weight.shape[0], family, config)
-    kind = kind_of(weight, plain)
-    if isinstance(weight, Grid) and kind in ENCODERS:
-        encode = ENCODERS[kind]
-        return GgufTensor(gguf_name(name, family), kind, weight.shape, lambda: _taken(encode(weight), order))
-    dtype = np.float16 if kind is Kind.F16 else np.float32
-
-    def load() -> Array:
-        return _taken(dequantized(weight), order).astype(dtype)
-
-    return GgufTensor(gguf_name(name, family), kind, weight.shape, load)
-
-
-def _taken(rows: Array, order: Array | None) -> Array:
-    return rows if order is None else rows[order]
-
-
-def _row_order(name: str, rows: int, family: Family, config: ModelConfig) -> Array | None:
-    """Return which of our rows each of the file's is, where a file interleaves the halves of a head."""
-    if not family.permuted_gguf:
-        return None
-    for part, heads in ((".q_proj.", config.heads), (".k_proj.", config.kv_heads)):
-        if part in name and rows == heads * config.head_dim:
-            index = np.arange(rows, dtype=np.int64)
-            return index.reshape(heads, 2, config.head_dim // 2).swapaxes(1, 2).reshape(-1)
-    return None
+def _entry(tensor: GgufTensor) -> Tensor:
+    """Return a tensor as an importer sees it, without data but where they are part of the configuration."""
+    data = tensor.load() if tensor.name in ROPE_FACTORS.values() else EMPTY
+    return Tensor(tensor.name, tensor.shape, tensor.kind, data.view(np.uint8))

@@ -5,10 +5,7 @@ keep their codes in compressed-tensors' format `pack-quantized`, which transform
 """
 
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,14 +15,11 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from tokc.errors import TokcError
+from tokc.exporters.folder import folder_texts, new_folder
 from tokc.exporters.layouts import file_weights
 from tokc.exporters.weights import Model
 from tokc.importers.checkpoint import Grid, Weight, dequantized, static
-from tokc.importers.families import family_of
 from tokc.importers.family import Family
-from tokc.importers.rope_divisors import GIVEN
-from tokc.ir.program import Assets, ModelConfig
 
 Array = npt.NDArray[Any]
 Progress = Callable[[str], None]
@@ -67,52 +61,19 @@ def write_folder(
 
     Raises: TokcError if the model cannot be expressed or the folder exists; nothing half-written is left.
     """
-    family = family_of(model.assets.source_config, str(folder))
-    weights = file_weights(model.weights, family, model.assets.source_config)
+    architecture = model.architecture()
+    family, weights = architecture.family, file_weights(model.weights, architecture)
     groups = _groups(weights) if packed else {}
     tensors = [
         tensor for name, weight in weights.items() for tensor in _tensors(name, weight, family, plain, groups)
     ]
-    facts = _config(model.assets, model.config, plain, groups)
-    texts = {"config.json": _json(facts), **_texts(model.assets)}
-    with _new_folder(folder) as aside:
+    stated = {"quantization_config": quantization_config(groups)} if groups else {}
+    texts = folder_texts(model, dtype=PLAIN[plain].config, **stated)
+    with new_folder(folder) as aside:
         for name, text in texts.items():
             (aside / name).write_text(text, encoding="utf-8")
         _write_safetensors(aside / "model.safetensors", tensors, progress)
     return sorted([*texts, "model.safetensors"])
-
-
-def _config(
-    assets: Assets, config: ModelConfig, plain: str, groups: Mapping[str, "Scheme"]
-) -> dict[str, object]:
-    rope = assets.source_config.get("rope_scaling")
-    if isinstance(rope, Mapping) and rope.get("rope_type") == GIVEN:
-        raise TokcError(
-            "the file's divisors of rotary frequencies are no scaling that config.json has a word for",
-            hint="export the model with --to gguf",
-        )
-    facts = {
-        **assets.source_config,
-        "dtype": PLAIN[plain].config,
-        "tie_word_embeddings": config.tied_embedding,
-    }
-    facts |= {"head_dim": config.head_dim, "num_key_value_heads": config.kv_heads}
-    return facts | ({"quantization_config": quantization_config(groups)} if groups else {})
-
-
-def _texts(assets: Assets) -> dict[str, str]:
-    texts = {} if assets.chat_template is None else {"chat_template.jinja": assets.chat_template}
-    if assets.generation_config:
-        texts["generation_config.json"] = _json(dict(assets.generation_config))
-    if assets.tokenizer_json is not None:
-        texts["tokenizer.json"] = assets.tokenizer_json
-        facts = {**assets.special_tokens, "tokenizer_class": "PreTrainedTokenizerFast"}
-        texts["tokenizer_config.json"] = _json({**facts, "clean_up_tokenization_spaces": False})
-    return texts
-
-
-def _json(value: object) -> str:
-    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
 @dataclass(frozen=True)
@@ -218,23 +179,3 @@ def _write_safetensors(path: Path, tensors: list[FileTensor], progress: Progress
             data = np.ascontiguousarray(tensor.load()).reshape(-1).view(np.uint8)
             assert data.nbytes == tensor.nbytes, f"'{tensor.name}' has another size than was announced"
             file.write(data.data)
-
-
-@contextmanager
-def _new_folder(folder: Path) -> Iterator[Path]:
-    """Yield a folder beside `folder` that takes its place on success and vanishes on failure."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise TokcError(f"'{folder}' exists", hint="give another --out, or move it away")
-    aside = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        aside.mkdir()
-        yield aside
-        aside.rename(folder)
-    except OSError as error:
-        raise TokcError(
-            f"cannot write '{folder}': {error.strerror or error}",
-            hint="free space or give another --out; nothing half-written was left",
-        ) from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)

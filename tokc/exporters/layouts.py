@@ -1,105 +1,110 @@
-"""Weights as a family's own files hold them: some stacked by rows, those of experts one by one."""
+"""Weights as importers hand them to the decoder, and as a family's own files hold them.
+
+The first is the way back from a program: rows of partly rotated heads in their own order, each expert's
+weights and a shared expert's gate apart. The second is the reverse of `tokc.importers.layouts`.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
-import onnx_ir as ir
 
-from tokc.errors import TokcError
-from tokc.exporters.weights import rows_of
-from tokc.importers.checkpoint import Dense, Grid, Weight, dequantized, lazy, static
-from tokc.importers.family import Family
+from tokc.exporters.weights import plain, rows_of
+from tokc.importers.architecture import Architecture
+from tokc.importers.checkpoint import Weight, selected, transposed
+from tokc.importers.experts import ROUTER, SHARED_GATE, Experts, stacked
+from tokc.importers.layouts import GATE_UP, LAYER, QKV, named_as_filed
+from tokc.importers.rope import rotated_first
 
-QKV = ("q_proj", "k_proj", "v_proj")
-GATE_UP = ("gate_proj", "up_proj")
-FACTOR = "partial_rotary_factor"
-EXPERTS, ROUTER = "experts.", "gate.weight"
+EXPERTS = "experts."
 
 
-def file_weights(
-    weights: Mapping[str, Weight], family: Family, source: Mapping[str, object]
-) -> dict[str, Weight]:
-    """Return weights under the names and in the shapes of a family's own files; `source` is its config.json.
-
-    Raises: TokcError for a family whose files hold them otherwise in ways that are not reversed yet.
-    """
-    turned = family.transposed or family.fused_qkv == "interleaved" or _partly_rotated(family, source)
-    if family.tensors or turned or _shared_expert(source):
-        raise TokcError(
-            f"weights of family '{family.name}' cannot be written as its own files hold them yet",
-            hint="the model's own folder has them",
-        )
-    kept = {name: one for stacked in weights.items() for name, one in _experts(*stacked, weights)}
-    if family.fused_qkv == "stacked":
-        kept = _joined(kept, QKV, "qkv_proj")
-    return _joined(kept, GATE_UP, "gate_up_proj") if family.fused_gate_up else kept
+def decoder_weights(weights: Mapping[str, Weight], architecture: Architecture) -> dict[str, Weight]:
+    """Return the weights of a program, Llama's names, as `decoder_program` takes them."""
+    found: dict[str, Weight] = {}
+    for name, weight in weights.items():
+        order = _row_order(name, architecture)
+        found |= _experts(name, weight if order is None else selected(weight, order), architecture.experts)
+    return found
 
 
-def _partly_rotated(family: Family, source: Mapping[str, object]) -> bool:
-    """Return whether a part of each head is rotated, whose rows the program has in another order."""
-    stated = [source, source.get("rope_parameters"), source.get("rope_scaling")]
-    shares = [one[FACTOR] for one in stated if isinstance(one, Mapping) and FACTOR in one]
-    return family.rotary_share != 1.0 or any(share != 1.0 for share in shares)
+def file_weights(weights: Mapping[str, Weight], architecture: Architecture) -> dict[str, Weight]:
+    """Return weights under the names and in the shapes of the family's own Hugging Face files."""
+    family = architecture.family
+    kept = decoder_weights(weights, architecture)
+    if architecture.fused_qkv != "apart":
+        kept = joined(kept, QKV, "qkv_proj", _head_by_head(architecture))
+    if family.fused_gate_up:
+        kept = joined(kept, GATE_UP, "gate_up_proj")
+    if family.transposed:
+        kept = {name: _turned(name, weight) for name, weight in kept.items()}
+    return {named_as_filed(name, family): weight for name, weight in kept.items()}
 
 
-def _shared_expert(source: Mapping[str, object]) -> bool:
-    """Return whether an expert sees every token, which the program counts among the others."""
-    return bool(source.get("shared_expert_intermediate_size") or source.get("n_shared_experts"))
+def _row_order(name: str, architecture: Architecture) -> Sequence[int] | None:
+    """Return which of the program's rows each row of q or k is, where a part of a head is rotated."""
+    config, rotated = architecture.config, architecture.rope.rotated
+    heads = next(
+        (
+            count
+            for part, count in (("q_proj", config.heads), ("k_proj", config.kv_heads))
+            if f".self_attn.{part}." in name
+        ),
+        None,
+    )
+    if rotated is None or heads is None:
+        return None
+    back = np.argsort(rotated_first(config.head_dim, rotated))
+    return [head * config.head_dim + int(element) for head in range(heads) for element in back]
 
 
-def _experts(name: str, weight: Weight, weights: Mapping[str, Weight]) -> Iterator[tuple[str, Weight]]:
-    """Yield the weights of each expert apart, or a weight that is no stack of them."""
+def _experts(name: str, weight: Weight, experts: Experts | None) -> dict[str, Weight]:
+    """Return the weights of each expert apart, or a weight that is no stack of them."""
     block, found, part = name.partition(EXPERTS)
-    router = weights.get(f"{block}{ROUTER}")
-    if not found or part.partition(".")[0].isdigit() or router is None:
-        yield name, weight
-        return
-    count = router.shape[0]
+    if experts is None or ".mlp." not in name:
+        return {name: weight}
+    if name.endswith(f"mlp.{ROUTER}") and experts.shared_width:
+        gate = f"{name.removesuffix(ROUTER)}{SHARED_GATE}"
+        count = experts.count
+        return {name: rows_of(weight, slice(0, count)), gate: rows_of(weight, slice(count, count + 1))}
+    if not found or part.partition(".")[0].isdigit():
+        return {name: weight}
     parts = GATE_UP if part.startswith("gate_up_proj") else (part.removesuffix(".weight"),)
-    rows = weight.shape[0] // count // len(parts)
-    for index in range(count * len(parts)):
-        expert, which = divmod(index, len(parts))
-        cut = slice(index * rows, (index + 1) * rows)
-        yield f"{block}{EXPERTS}{expert}.{parts[which]}.weight", rows_of(weight, cut)
+    rows = weight.shape[0] // experts.count // len(parts)
+    cut = [slice(at * rows, (at + 1) * rows) for at in range(experts.count * len(parts))]
+    names = [f"{block}{EXPERTS}{index}.{one}.weight" for index in range(experts.count) for one in parts]
+    return {one: rows_of(weight, rows) for one, rows in zip(names, cut, strict=True)}
 
 
-def _joined(weights: Mapping[str, Weight], parts: Sequence[str], whole: str) -> dict[str, Weight]:
-    """Stack the weights, and the biases, of projections that files hold as one."""
-    result: dict[str, Weight] = {}
+def joined(
+    weights: Mapping[str, Weight], parts: Sequence[str], whole: str, order: Sequence[int] | None = None
+) -> dict[str, Weight]:
+    """Stack the weights, and the biases, of projections that files hold as one, rows in `order` if given."""
+    return dict(_joined(weights, parts, whole, order))
+
+
+def _joined(
+    weights: Mapping[str, Weight], parts: Sequence[str], whole: str, order: Sequence[int] | None
+) -> Iterator[tuple[str, Weight]]:
     for name, weight in weights.items():
         found = next((part for part in parts if f".{part}." in name), None)
         if found is None:
-            result[name] = weight
+            yield name, weight
         elif found == parts[0]:
             pieces = [weights[name.replace(f".{found}.", f".{part}.")] for part in parts]
-            result[name.replace(f".{found}.", f".{whole}.")] = _stacked(pieces)
-    return result
+            one = stacked(pieces)
+            yield name.replace(f".{found}.", f".{whole}."), one if order is None else selected(one, order)
 
 
-def _stacked(pieces: Sequence[Weight]) -> Weight:
-    """Return weights one below the other, on their grid if they share one."""
-    grids = [piece for piece in pieces if isinstance(piece, Grid)]
-    first = grids[0] if grids else None
-    if first is not None and len(grids) == len(pieces) and len({_kind(grid) for grid in grids}) == 1:
-        offsets = [grid.offset for grid in grids if grid.offset is not None]
-        return Grid(
-            _below([grid.q for grid in grids]),
-            _below([grid.scale for grid in grids]),
-            _below(offsets) if offsets else None,
-            first.zero_point,
-            first.block_size,
-        )
-    return Dense(_below([_plain(piece) for piece in pieces]))
+def _head_by_head(architecture: Architecture) -> Sequence[int] | None:
+    """Return the order of the rows of q, k and v one above the other in which each head's lie together."""
+    if architecture.fused_qkv != "interleaved":
+        return None
+    heads, dim = architecture.config.heads, architecture.config.head_dim
+    rows = np.arange(3 * heads * dim).reshape(3, heads, dim)
+    return [int(row) for row in rows.swapaxes(0, 1).reshape(-1)]
 
 
-def _plain(piece: Weight) -> ir.LazyTensor:
-    return lazy(lambda: dequantized(piece), ir.DataType.FLOAT, piece.shape)
-
-
-def _kind(grid: Grid) -> tuple[object, ...]:
-    return grid.q.dtype, grid.scale.dtype, grid.offset is None, grid.zero_point, grid.block_size
-
-
-def _below(tensors: Sequence[ir.TensorProtocol]) -> ir.LazyTensor:
-    shape = (sum(static(one)[0] for one in tensors), *static(tensors[0])[1:])
-    return lazy(lambda: np.concatenate([one.numpy() for one in tensors]), tensors[0].dtype, shape)
+def _turned(name: str, weight: Weight) -> Weight:
+    """Return a linear weight as [in, out]; any other as it is."""
+    found = LAYER.match(name)
+    return weight if found is None or found[3] != "weight" else transposed(plain(weight), name, "")

@@ -1,19 +1,24 @@
 """The weights of a program under the names that Hugging Face gives them, whatever passes have run."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
 
 from tokc.errors import TokcError
+from tokc.importers.architecture import Architecture, architecture_of
 from tokc.importers.checkpoint import Dense, Grid, Weight, dequantized, lazy, static
+from tokc.importers.families import family_of
+from tokc.importers.rope import Rope, rope_parameters
+from tokc.importers.rope_divisors import GIVEN
 from tokc.ir.program import Assets, ModelConfig, Program
 
 CODES, SCALE, OFFSET = ".q", ".scale", ".offset"
 MATRIX = 2  # dimensions of a weight
 INTEGERS = (ir.DataType.UINT4, ir.DataType.INT8)
 LAYERS = ("model.", "lm_head.")
+SOURCE = "the configuration that the model was imported by"
 
 
 @dataclass(frozen=True)
@@ -39,13 +44,26 @@ class Model:
             weights = {name: weight for name, weight in weights.items() if not name.startswith("lm_head.")}
         return cls(weights, program.config, program.assets)
 
+    def architecture(self, context: int | None = None) -> Architecture:
+        """Return the decoder that the weights are of, as its source's configuration describes it."""
+        source = self.assets.source_config
+        rope = rope_parameters(source)
+        given = rope.get("rope_type") == GIVEN
+        stated = {**source, "rope_scaling": None} if given else source  # divisors are no scaling of a folder
+        architecture = architecture_of(family_of(source, SOURCE), stated, context, SOURCE)
+        if not given:
+            return architecture
+        divisors = tuple(float(one) for one in np.asarray(rope[GIVEN], np.float32))
+        return replace(architecture, rope=Rope(architecture.rope.theta, divisors=divisors))
+
     def dequantized(self) -> "Model":
         """Return it with every weight on a grid in f32."""
-        weights = {name: _plain(weight) for name, weight in self.weights.items()}
+        weights = {name: plain(weight) for name, weight in self.weights.items()}
         return Model(weights, self.config, self.assets)
 
 
-def _plain(weight: Weight) -> Dense:
+def plain(weight: Weight) -> Dense:
+    """Return a weight in f32, computed when it is read if it lies on a grid."""
     if isinstance(weight, Dense):
         return weight
     return Dense(lazy(lambda: dequantized(weight), ir.DataType.FLOAT, weight.shape))
@@ -57,8 +75,8 @@ def _stored(program: Program) -> Iterator[tuple[str, Weight]]:
         weight, suffix = name.rpartition(".")[::2]
         if len(static(_constant(value))) > MATRIX:
             raise TokcError(
-                f"'{name}' holds the weights of several experts, which no export has yet",
-                hint="the model's own folder has them",
+                f"'{name}' holds the weights of several experts in a form that no export has",
+                hint="export the model itself, not an artifact of it",
             )
         if f".{suffix}" in {SCALE, OFFSET} and f"{weight}{CODES}" in tensors:
             continue
@@ -99,7 +117,7 @@ def apart(name: str, weight: Weight, config: ModelConfig) -> Iterator[tuple[str,
         ".gate_up_proj.": ((".gate_proj.", config.intermediate), (".up_proj.", config.intermediate)),
     }
     for whole, parts in stacked.items():
-        if whole in name and weight.shape[0] == sum(rows for _, rows in parts):
+        if whole in name and ".experts." not in name and weight.shape[0] == sum(rows for _, rows in parts):
             first = 0
             for part, rows in parts:
                 yield name.replace(whole, part), rows_of(weight, slice(first, first + rows))

@@ -89,7 +89,7 @@ def architecture_of(family: Family, given: Config, context: int | None, origin: 
     silent = {key: value for key, value in family.defaults.items() if key not in given}
     stated = {**silent, **{key: value for key, value in given.items() if value is not None}}
     try:
-        config = {**stated, **family.settings(stated)}
+        config = family.as_llama(stated)
         _refuse(family, config)
         return _architecture(family, config, context, origin)
     except ImportRefused as error:

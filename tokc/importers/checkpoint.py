@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from tokc.errors import ImportRefused
 from tokc.importers.mapping import mapped
+from tokc.ir.rewrite import stored_alike
 
 F32Array = npt.NDArray[np.float32]
 MappedBytes = npt.NDArray[np.uint8]
@@ -172,7 +173,7 @@ def selected(weight: Weight, rows: Sequence[int]) -> Weight:
 
 def _picked(tensor: ir.TensorProtocol, index: npt.NDArray[np.int64]) -> ir.LazyTensor:
     shape = (len(index), *static(tensor)[1:])
-    return lazy(lambda: np.asarray(tensor.numpy())[index], tensor.dtype, shape)
+    return stored_alike(lazy(lambda: np.asarray(tensor.numpy())[index], tensor.dtype, shape), [tensor])
 
 
 def transposed(weight: Weight, name: str, origin: str) -> Dense:

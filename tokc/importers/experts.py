@@ -26,7 +26,7 @@ from tokc.importers.expert_keys import ExpertKeys
 from tokc.importers.family import Config, integer
 from tokc.ir.ops import make_node
 from tokc.ir.program import ModelConfig
-from tokc.ir.rewrite import PARTS
+from tokc.ir.rewrite import PARTS, stored_alike
 
 COUNT, LOCAL_COUNT = "num_experts", "num_local_experts"
 ROUTER, SHARED_GATE = "gate.weight", "shared_expert_gate.weight"
@@ -202,4 +202,4 @@ def _rows(parts: Sequence[ir.TensorProtocol]) -> ir.LazyTensor:
     shape = (sum(shape[0] for shape in shapes), *shapes[0][1:])
     whole = lazy(lambda: np.concatenate([np.asarray(part.numpy()) for part in parts]), parts[0].dtype, shape)
     whole.meta[PARTS] = tuple(parts)
-    return whole
+    return stored_alike(whole, parts)

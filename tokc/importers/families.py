@@ -1,7 +1,6 @@
 """The model families that tokc reads, a row each.
 
-What a row states is in `family.py`. A GGUF file's keys are renamed to those of a Hugging Face configuration
-by GGUF_KEYS.
+What a row states is in `family.py`; what GGUF calls keys and tensors is in `gguf_names.py`.
 """
 
 from collections.abc import Mapping
@@ -19,37 +18,48 @@ from tokc.importers.family import (
     none_rotated,
     same_window,
 )
-from tokc.importers.settings import bigcode_settings, gpt2_settings, neox_settings, stablelm_settings
+from tokc.importers.settings import (
+    GPT2_KEYS,
+    NEOX_KEYS,
+    STABLELM_KEYS,
+    bigcode_settings,
+    gpt2_settings,
+    neox_settings,
+)
 
 ADDING = "docs/adding-a-model.md says how to add a family"
 
+GPT2_ROOTS = {
+    "h": "model.layers",
+    "wte": "model.embed_tokens",
+    "wpe": "model.embed_positions",
+    "ln_f": "model.norm",
+}
 GPT2_TENSORS = (
-    (r"^(transformer\.)?h\.", "model.layers."),
-    (r"^(transformer\.)?wte\.", "model.embed_tokens."),
-    (r"^(transformer\.)?wpe\.", "model.embed_positions."),
-    (r"^(transformer\.)?ln_f\.", "model.norm."),
-    (r"\.ln_1\.", ".input_layernorm."),
-    (r"\.ln_2\.", ".post_attention_layernorm."),
-    (r"\.attn\.c_attn\.", ".self_attn.qkv_proj."),
-    (r"\.attn\.c_proj\.", ".self_attn.o_proj."),
-    (r"\.mlp\.c_fc\.", ".mlp.up_proj."),
-    (r"\.mlp\.c_proj\.", ".mlp.down_proj."),
+    *((f"transformer.{theirs}", ours) for theirs, ours in GPT2_ROOTS.items()),
+    *GPT2_ROOTS.items(),  # the first checkpoints'
+    ("ln_1", "input_layernorm"),
+    ("ln_2", "post_attention_layernorm"),
+    ("attn.c_attn", "self_attn.qkv_proj"),
+    ("attn.c_proj", "self_attn.o_proj"),
+    ("mlp.c_fc", "mlp.up_proj"),
+    ("mlp.c_proj", "mlp.down_proj"),
 )
 NEOX_TENSORS = (
-    (r"^gpt_neox\.layers\.", "model.layers."),
-    (r"^gpt_neox\.embed_in\.", "model.embed_tokens."),
-    (r"^gpt_neox\.final_layer_norm\.", "model.norm."),
-    (r"^embed_out\.", "lm_head."),
-    (r"\.attention\.query_key_value\.", ".self_attn.qkv_proj."),
-    (r"\.attention\.dense\.", ".self_attn.o_proj."),
-    (r"\.mlp\.dense_h_to_4h\.", ".mlp.up_proj."),
-    (r"\.mlp\.dense_4h_to_h\.", ".mlp.down_proj."),
+    ("gpt_neox.layers", "model.layers"),
+    ("gpt_neox.embed_in", "model.embed_tokens"),
+    ("gpt_neox.final_layer_norm", "model.norm"),
+    ("embed_out", "lm_head"),
+    ("attention.query_key_value", "self_attn.qkv_proj"),
+    ("attention.dense", "self_attn.o_proj"),
+    ("mlp.dense_h_to_4h", "mlp.up_proj"),
+    ("mlp.dense_4h_to_h", "mlp.down_proj"),
 )
 MIXTRAL_TENSORS = (
-    (r"\.block_sparse_moe\.", ".mlp."),
-    (r"(\.experts\.\d+)\.w1\.", r"\1.gate_proj."),
-    (r"(\.experts\.\d+)\.w3\.", r"\1.up_proj."),
-    (r"(\.experts\.\d+)\.w2\.", r"\1.down_proj."),
+    ("block_sparse_moe", "mlp"),
+    ("w1", "gate_proj"),
+    ("w3", "up_proj"),
+    ("w2", "down_proj"),
 )
 
 FAMILIES: tuple[Family, ...] = (
@@ -173,6 +183,7 @@ FAMILIES: tuple[Family, ...] = (
         "phi3",
         model_types=("phi3",),
         architectures=("Phi3ForCausalLM",),
+        gguf=("phi3",),
         fused_qkv="stacked",
         fused_gate_up=True,
         windows=same_window,
@@ -182,7 +193,8 @@ FAMILIES: tuple[Family, ...] = (
         "stablelm",
         model_types=("stablelm",),
         architectures=("StableLmForCausalLM",),
-        settings=stablelm_settings,
+        gguf=("stablelm",),
+        keys=STABLELM_KEYS,
         norm="layer",
         shared_norm=True,
         rotary_share=0.25,
@@ -193,6 +205,8 @@ FAMILIES: tuple[Family, ...] = (
         "gpt2",
         model_types=("gpt2",),
         architectures=("GPT2LMHeadModel",),
+        gguf=("gpt2",),
+        keys=GPT2_KEYS,
         settings=gpt2_settings,
         tensors=GPT2_TENSORS,
         fused_qkv="stacked",
@@ -213,6 +227,9 @@ FAMILIES: tuple[Family, ...] = (
         "gpt_bigcode",
         model_types=("gpt_bigcode",),
         architectures=("GPTBigCodeForCausalLM",),
+        gguf=("starcoder",),
+        gguf_silent={"multi_query": True},
+        keys=GPT2_KEYS,
         settings=bigcode_settings,
         tensors=GPT2_TENSORS,
         fused_qkv="stacked",
@@ -232,6 +249,8 @@ FAMILIES: tuple[Family, ...] = (
         "gpt_neox",
         model_types=("gpt_neox",),
         architectures=("GPTNeoXForCausalLM",),
+        gguf=("gptneox",),
+        keys=NEOX_KEYS,
         settings=neox_settings,
         tensors=NEOX_TENSORS,
         fused_qkv="interleaved",
@@ -250,15 +269,20 @@ FAMILIES: tuple[Family, ...] = (
         "mixtral",
         model_types=("mixtral",),
         architectures=("MixtralForCausalLM",),
+        gguf=("llama",),
+        permuted_gguf=True,
+        keys={"num_local_experts": "num_experts"},
         tensors=MIXTRAL_TENSORS,
         windows=same_window,
         experts=ExpertKeys(width="intermediate_size", normalize=True),
-        defaults={"num_key_value_heads": 8, "num_local_experts": 8, "rms_norm_eps": 1e-5},
+        defaults={"num_key_value_heads": 8, "num_experts": 8, "rms_norm_eps": 1e-5},
     ),
     Family(
         "qwen2_moe",
         model_types=("qwen2_moe",),
         architectures=("Qwen2MoeForCausalLM",),
+        gguf=("qwen2moe",),
+        gguf_silent={"norm_topk_prob": False},
         qkv_bias=True,
         windows=late_windows,
         experts=ExpertKeys(top_k=4, shared=True),
@@ -268,6 +292,8 @@ FAMILIES: tuple[Family, ...] = (
         "qwen3_moe",
         model_types=("qwen3_moe",),
         architectures=("Qwen3MoeForCausalLM",),
+        gguf=("qwen3moe",),
+        gguf_silent={"norm_topk_prob": True},
         qk_norm=True,
         windows=late_windows,
         experts=ExpertKeys(top_k=8),
@@ -277,60 +303,14 @@ FAMILIES: tuple[Family, ...] = (
         "olmoe",
         model_types=("olmoe",),
         architectures=("OlmoeForCausalLM",),
+        gguf=("olmoe",),
+        gguf_silent={"norm_topk_prob": False},
         wide_qk_norm=True,
         experts=ExpertKeys(width="intermediate_size", top_k=8),
         defaults={"rms_norm_eps": 1e-5},
         refused=("clip_qkv",),
     ),
 )
-
-# GGUF key without its architecture's prefix -> Hugging Face key
-GGUF_KEYS: Mapping[str, str] = {
-    "context_length": "max_position_embeddings",
-    "block_count": "num_hidden_layers",
-    "feed_forward_length": "intermediate_size",
-    "embedding_length": "hidden_size",
-    "attention.head_count": "num_attention_heads",
-    "attention.head_count_kv": "num_key_value_heads",
-    "attention.key_length": "head_dim",
-    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
-    "attention.sliding_window": "sliding_window",
-    "attention.sliding_window_pattern": "sliding_window_pattern",
-    "rope.freq_base": "rope_theta",
-    "rope.freq_base_swa": "rope_local_base_freq",
-    "attn_logit_softcapping": "attn_logit_softcapping",
-    "final_logit_softcapping": "final_logit_softcapping",
-    "embedding_scale": "embedding_multiplier",
-    "residual_scale": "residual_multiplier",
-    "logit_scale": "logits_scaling",
-    "attention.scale": "attention_multiplier",
-}
-
-# GGUF tensor -> Hugging Face tensor; in a layer both have a prefix
-GGUF_TENSORS: Mapping[str, str] = {
-    "token_embd": "model.embed_tokens",
-    "output_norm": "model.norm",
-    "output": "lm_head",
-}
-GGUF_LAYER_TENSORS: Mapping[str, str] = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-# Where results are normed the norm before the feed-forward layer has another name.
-GGUF_SANDWICH_TENSORS: Mapping[str, str] = {
-    "post_attention_norm": "post_attention_layernorm",
-    "ffn_norm": "pre_feedforward_layernorm",
-    "post_ffw_norm": "post_feedforward_layernorm",
-}
 
 
 def family_of(config: Config, origin: str) -> Family:
@@ -365,14 +345,15 @@ def _nearest(asked: str, model_type: str, known: Mapping[str, Family]) -> str:
     return f"no row of tokc/importers/families.py is named alike; {ADDING}"
 
 
-def gguf_family(architecture: str, origin: str) -> Family:
-    """Return the row of a GGUF file's architecture.
+def gguf_family(architecture: str, origin: str, *, experts: bool = False) -> Family:
+    """Return the row of a GGUF file's architecture, that of `experts` where two rows share a name.
 
     Raises: ImportRefused if no row names it; it names the nearest one.
     """
+    found = [family for family in FAMILIES if architecture in family.gguf]
+    if found:
+        return next((family for family in found if (family.experts is not None) == experts), found[0])
     every = {name: family for family in FAMILIES for name in family.gguf}
-    if architecture in every:
-        return every[architecture]
     raise ImportRefused(
         f"unknown architecture '{architecture}'; supported in GGUF are {', '.join(every)}",
         where=origin,

@@ -98,10 +98,10 @@ def as_stated(config: Config) -> Config:
 class Family:
     """State how a family's decoder differs from Llama's, and how its checkpoints name and lay out weights.
 
-    `settings` gives the configuration's values under Llama's names. `tensors` are regular expressions and
-    what they are replaced by, which make a checkpoint's names those of Llama; `fused_qkv` says how its
-    qkv_proj stacks queries, keys and values (head by head if interleaved), `fused_gate_up` that it has a
-    gate_up_proj, `transposed` that linear weights are [in, out].
+    `keys` are the configuration's own names with Llama's, and `settings` what else it implies under those.
+    `tensors` are parts of a checkpoint's names, of whole words, with what Llama has in their place;
+    `fused_qkv` says how its qkv_proj stacks queries, keys and values (head by head if interleaved),
+    `fused_gate_up` that it has a gate_up_proj, `transposed` that linear weights are [in, out].
     `norm_offset` is added to norm weights of Hugging Face files (GGUF files have it added); `norm_places`
     says whether a layer norms what a sublayer reads, what it makes, or both. `qk_norm` norms each head of q
     and k, `wide_qk_norm` all heads together.
@@ -109,13 +109,15 @@ class Family:
     `attention_scalar` names the value whose inverse square root scales the scores, the head's width if None.
     `scaled` and `softcapped` say that the configuration's multipliers and caps are heeded; `refused` names
     settings that must be off. `experts` is how it names what it says of its experts, None where it has none.
-    `permuted_gguf` says that GGUF files store the rows of q and k in the order of interleaved rotation.
+    `permuted_gguf` says that GGUF files store the rows of q and k in the order of interleaved rotation,
+    `gguf_silent` what they mean without saying it.
     """
 
     name: str
     model_types: tuple[str, ...]
     architectures: tuple[str, ...]
     gguf: tuple[str, ...] = ()
+    keys: Mapping[str, str] = field(default_factory=dict)
     settings: Callable[[Config], Config] = as_stated
     tensors: tuple[tuple[str, str], ...] = ()
     fused_qkv: Fused = "apart"
@@ -142,6 +144,18 @@ class Family:
     refused: tuple[str, ...] = ()
     experts: ExpertKeys | None = None
     permuted_gguf: bool = False
+    gguf_silent: Config = field(default_factory=dict)
+
+    def as_llama(self, config: Config) -> Config:
+        """Return a configuration with its values under Llama's names, too."""
+        named = {ours: config[own] for own, ours in self.keys.items() if config.get(own) is not None}
+        both = {**config, **named}
+        return {**both, **self.settings(both)}
+
+    def as_own(self, config: Config) -> dict[str, object]:
+        """Return a configuration under Llama's names under the family's own."""
+        own = {ours: theirs for theirs, ours in self.keys.items()}
+        return {own.get(key, key): value for key, value in config.items()}
 
     @property
     def sandwich_norms(self) -> bool:

@@ -4,9 +4,10 @@ The header is read here and not by the `gguf` package, whose reader takes second
 lets numpy complain about truncated files. The package's tables and dequantizers are used for the tensors.
 """
 
+import math
 import re
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,9 +19,10 @@ import onnx_ir as ir
 from gguf import GGMLQuantizationType as Quantization
 
 from tokc.errors import ImportRefused
-from tokc.importers.checkpoint import Dense, Grid, MappedBytes, Weight, lazy
+from tokc.importers.checkpoint import STACK_RANK, Dense, Grid, MappedBytes, Weight, lazy
 from tokc.importers.gguf_grids import GRIDS, NARROW, PLAIN, BlockGrid
 from tokc.importers.mapping import mapped
+from tokc.ir.rewrite import STORED_AS
 
 Metadata = Mapping[str, object]
 Rows = npt.NDArray[np.int64]
@@ -74,6 +76,13 @@ class Tensor:
             return Dense(ir.Tensor(self.data.view(np.float32).reshape(self.shape), dtype=ir.DataType.FLOAT))
         return Dense(lazy(lambda: self.dequantized(order), ir.DataType.FLOAT, self.shape))
 
+    def matrices(self) -> "Iterator[Tensor]":
+        """Yield each matrix of a stack [n, rows, columns] as a tensor of its own."""
+        rows = math.prod(self.shape[1:-1])
+        for index in range(self.shape[0] if len(self.shape) == STACK_RANK else 0):
+            data = self.data[index * rows : (index + 1) * rows]
+            yield Tensor(f"{self.name}.{index}", self.shape[1:], self.kind, data)
+
     def dequantized(self, order: Rows | None = None) -> npt.NDArray[np.float32]:
         """Return the values in f32."""
         if len(self.shape) == 1:
@@ -100,8 +109,12 @@ class Tensor:
         def parts(read: Callable[[MappedBytes], npt.NDArray[np.float32]]) -> ir.LazyTensor:
             return lazy(lambda: read(blocks()).reshape(groups).astype(dtype.numpy()), dtype, groups)
 
+        dtype_of_codes = ir.DataType.UINT4 if grid.bits == NARROW else ir.DataType.INT8
+        q = lazy(codes, dtype_of_codes, self.shape)
+        block, size = gguf.GGML_QUANT_SIZES[self.kind]
+        q.meta[STORED_AS] = (self.kind.name, 8 * size / block)
         return Grid(
-            q=lazy(codes, ir.DataType.UINT4 if grid.bits == NARROW else ir.DataType.INT8, self.shape),
+            q=q,
             scale=parts(grid.scales),
             offset=None if grid.offsets is None else parts(grid.offsets),
             zero_point=grid.zero_point,

@@ -19,9 +19,21 @@ BUFFERS = ("rotary_emb.inv_freq", ".masked_bias", ".attn.bias", ".attention.bias
 
 def named_alike(name: str, family: Family) -> str:
     """Return what Llama calls a tensor of the family's checkpoints."""
-    for pattern, replacement in family.tensors:
-        name = re.sub(pattern, replacement, name)
+    for theirs, ours in family.tensors:
+        name = _renamed(name, theirs, ours)
     return name
+
+
+def named_as_filed(name: str, family: Family) -> str:
+    """Return what the family's checkpoints call a tensor of Llama's name."""
+    for theirs, ours in family.tensors:
+        name = _renamed(name, ours, theirs)
+    return name
+
+
+def _renamed(name: str, part: str, other: str) -> str:
+    """Exchange a part of a name that is made of whole words between its dots."""
+    return re.sub(rf"(?<![^.]){re.escape(part)}(?![^.])", other, name)
 
 
 def is_buffer(name: str) -> bool:

@@ -163,12 +163,21 @@ def constant_input(node: ir.Node) -> tuple[ir.Value, float] | None:
 
 
 PARTS = "parts"  # in a tensor's meta: the tensors that it is put together from, row below row
+STORED_AS = "stored as"  # in the meta of codes: their type in the model's file, and its bits a weight
 
 
 def parts_of(tensor: ir.TensorProtocol) -> tuple[ir.TensorProtocol, ...]:
     """Return the tensors that one is put together from, row below row; itself if it is not."""
     parts: tuple[ir.TensorProtocol, ...] = tensor.meta.get(PARTS, (tensor,))
     return parts
+
+
+def stored_alike(made: ir.LazyTensor, sources: Sequence[ir.TensorProtocol]) -> ir.LazyTensor:
+    """Return codes that were made of others, with the form in which the file has them if all share one."""
+    forms = {source.meta.get(STORED_AS) for source in sources}
+    if len(forms) == 1 and None not in forms:
+        made.meta[STORED_AS] = forms.pop()
+    return made
 
 
 def initializer(tensor: ir.TensorProtocol, name: str) -> ir.Value:
@@ -233,4 +242,5 @@ def stack_initializers(values: Sequence[ir.Value | None], name: str) -> ir.Value
         return ir.Tensor(array, dtype=dtype, name=name)
 
     shape = ir.Shape([sum(shape[0] for shape in shapes), *shapes[0][1:]])
-    return initializer(ir.LazyTensor(stack, dtype=dtype, shape=shape, name=name), name)
+    stacked = ir.LazyTensor(stack, dtype=dtype, shape=shape, name=name)
+    return initializer(stored_alike(stacked, tensors), name)

@@ -1,5 +1,6 @@
 """Where an artifact's quality is found, and how it is written: its evaluation, and the rows of its ledger."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,6 +38,13 @@ def ledger_of(artifact: Path) -> tuple[LedgerRow, ...]:
     if rates is None:
         return rows
     return tuple(replace(row, tokens_per_s=rates.after(number)) for number, row in enumerate(rows, start=1))
+
+
+def notes_of(artifact: Path) -> tuple[tuple[str, str], ...]:
+    """Return what the ledger notes of each pass, as pairs of the pass's name and a note."""
+    path = artifact / "quality.json"
+    rows = json.loads(path.read_text(encoding="utf-8"))["ledger"] if path.exists() else ()
+    return tuple((row["pass_spec"].partition("{")[0], note) for row in rows for note in row.get("notes", ()))
 
 
 def rates_path(artifact: Path) -> Path:
