@@ -3,11 +3,12 @@
     python -m bench.speculation plain.tokc eagle.tokc medusa.tokc --out out/speculation.json
 
 Every artifact runs without drafts and with the heads that it has; the first also with ngram and suffix, and
-with `--draft-model`. A turn is one task at one batch size: all kinds answer at least eight prompts, greedily,
-a batch at a time, each batch by all kinds right after each other in an order that turns, so that what else
-the machine does meets all alike. Answers must be the same tokens as without drafts. A ratio is that of a
-turn's sums; the first artifact runs a second time without drafts, whose ratio says how far others can be
-trusted. `--gguf` adds llama.cpp with and without its prompt lookup, one prompt at a time.
+with `--draft-model`. Of each task and batch size a round has eight prompts or one batch; each batch is
+answered by all kinds right after each other, greedily, in an order that turns, so that what else the machine
+does meets all alike. Answers must be the same tokens as without drafts. A ratio is the median over batches of
+rates that follow each other, beside it the quartiles; the first artifact runs a second time without drafts,
+whose ratio says how far others can be trusted. `--gguf` adds llama.cpp with and without its prompt lookup,
+one prompt at a time.
 """
 
 import argparse
@@ -44,7 +45,7 @@ class Subject(NamedTuple):
 
 
 class Turn(NamedTuple):
-    """One subject's answers to a turn's prompts: tokens and seconds, prompts included, and its drafts."""
+    """One subject's answers to a batch of prompts: tokens and seconds, prompts included, and its drafts."""
 
     tokens: int
     seconds: float
@@ -84,7 +85,7 @@ def tokens_of(engine: Engine, prompt: Prompt) -> list[int]:
 
 
 def answered(engine: Engine, prompts: list[list[int]], tokens: int) -> tuple[Turn, list[Result]]:
-    """Answer all prompts together, as a part of a turn."""
+    """Answer all prompts together."""
     counts = engine.counters.drafts
     before = counts.drafts, counts.verified_at[:], counts.accepted_at[:]
     began_s = time.perf_counter()
@@ -113,41 +114,32 @@ def measured(
         for batch in batches:
             for task in tasks:
                 made = turn(found, task, batch, seed, tokens)
-                for name, one in made.items():
-                    turns[name, task, batch].append(one)
+                for name, own in made.items():
+                    turns[name, task, batch] += own
                 print(f"round {seed + 1}: {task}, batch {batch}", file=sys.stderr)
     return turns
 
 
-def turn(found: Sequence[Subject], task: str, batch: int, seed: int, tokens: int) -> dict[str, Turn]:
+def turn(found: Sequence[Subject], task: str, batch: int, seed: int, tokens: int) -> dict[str, list[Turn]]:
     """Return every subject's answers to the same prompts, a batch at a time."""
-    parts: dict[str, list[Turn]] = defaultdict(list)
-    count = -(-TURN_PROMPTS // batch)
+    turns: dict[str, list[Turn]] = defaultdict(list)
+    count = max(TURN_PROMPTS // batch, 1)
     for place in range(count):
         prompts = held_out_prompts(task, batch, seed=(seed * count + place) * 100 + batch)
         ids = [tokens_of(found[0].engine, prompt) for prompt in prompts]
         answers: dict[str, list[tuple[int, ...]]] = {}
         for at in range(len(found)):
             one = found[(at + seed * count + place) % len(found)]
-            part, results = answered(one.engine, ids, tokens)
-            parts[one.name].append(part)
+            made, results = answered(one.engine, ids, tokens)
+            turns[one.name].append(made)
             answers[one.name] = [result.token_ids for result in results]
         for one in found:
             assert answers[one.name] == answers[one.base], f"{one.name} changed the answers of {task}"
-    return {name: _together(own) for name, own in parts.items()}
-
-
-def _together(parts: Sequence[Turn]) -> Turn:
-    verified, accepted = (
-        tuple(sum(column) for column in zip(*_padded(rows_of), strict=True))
-        for rows_of in ([one.verified for one in parts], [one.accepted for one in parts])
-    )
-    tokens, seconds, drafts = (sum(column) for column in zip(*(one[:3] for one in parts), strict=True))
-    return Turn(int(tokens), seconds, int(drafts), verified, accepted)
+    return turns
 
 
 def rows(found: Sequence[Subject], turns: dict[tuple[str, str, int], list[Turn]]) -> list[dict[str, Any]]:
-    """Return a row for each kind, task and batch size; the ratio is the median over turns."""
+    """Return a row for each kind, task and batch size; the ratio is the median over batches."""
     bases = {one.name: one.base for one in found}
     table = []
     for (name, task, batch), own in turns.items():
@@ -217,11 +209,16 @@ def markdown(table: Sequence[dict[str, Any]]) -> str:
     ]
     for row in table:
         length = f"{row['acceptance_length']:.2f}" if "acceptance_length" in row else ""
-        spread = f" ({min(row['ratios']):.2f}–{max(row['ratios']):.2f})" if "ratios" in row else ""
+        spread = f" ({_quartiles(row['ratios'])})" if "ratios" in row else ""
         ratio = f"{row['ratio']:.2f}{spread}"
         figures = f"{row['tokens_per_s']:.1f} | {ratio} | {row['acceptance']:.0%} | {length}"
         lines.append(f"| {row['kind']} | {row['task']} | {row['batch']} | {figures} |")
     return "\n".join(lines)
+
+
+def _quartiles(ratios: list[float]) -> str:
+    low, _, high = statistics.quantiles(ratios, n=4, method="inclusive") if ratios[1:] else ratios * 3
+    return f"{low:.2f}–{high:.2f}"
 
 
 def arguments() -> argparse.Namespace:

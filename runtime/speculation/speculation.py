@@ -19,8 +19,9 @@ DRAFT_SHARE = 0.15
 # any, for time and acceptance may have changed.
 FIRST_PROBES, PROBE_STEPS = 3, 256
 # A step without drafts costs nothing that would not be spent without speculation. So many come first at each
-# number of tokens, and one after so many steps with drafts, for its time is what drafts are weighed against.
-PLAIN_STEPS, PLAIN_EVERY = 3, 64
+# number of tokens, and then one after so many steps with drafts, twice as many each time up to the last: its
+# time is what drafts are weighed against, and the first steps of all are slow.
+PLAIN_STEPS, PLAIN_AFTER, PLAIN_EVERY = 3, 1, 64
 # A draft that must first catch up with a text pays for it over so many of its tokens at most.
 AMORTIZED_TOKENS = 64
 
@@ -87,6 +88,7 @@ class Speculation:
         self._trust: dict[Sequence, Trust] = {}
         self._verified: dict[Sequence, tuple[Draft, set[Node]]] = {}
         self._steps = self._steps_without = self._steps_with = self._calls = 0
+        self._plain_after, self._drafted_any = PLAIN_AFTER, False
         self._rest = Rest()
 
     def drafts(
@@ -98,6 +100,7 @@ class Speculation:
         sequence's own, and returns for how many there is.
         """
         self._verified.clear()
+        self._drafted_any = False
         self._steps += 1
         if self.paused:
             return {}
@@ -107,6 +110,8 @@ class Speculation:
         began_s = self._clock()
         begun = [draft for sequence in sequences for draft in self._begun(sequence, room)]
         if not begun or (tokens == len(sequences) and self._measures_plain(tokens)):
+            if self._steps_with >= self._plain_after:
+                self._plain_after = min(2 * self._plain_after, PLAIN_EVERY)
             self._steps_with = 0
             return {}
         lookup = self.drafter.stride == 0
@@ -117,6 +122,7 @@ class Speculation:
         chosen = self._drafted(begun, setting, grow)
         gain_s = self._saved_s(setting, chosen) - (self._clock() - began_s)
         self._rest.note(len(sequences), gain_s, awake=lookup and len(sequences) <= AWAKE_SEQUENCES)
+        self._drafted_any = bool(chosen)
         self._verified |= {draft.sequence: (draft, set(nodes)) for draft, nodes in chosen.items()}
         return {draft.sequence: tree_of(nodes) for draft, nodes in chosen.items()}
 
@@ -146,7 +152,7 @@ class Speculation:
 
     def timed(self, tokens: int, seconds: float) -> None:
         """Note what a step of so many tokens took."""
-        self.time.learn(tokens, seconds)
+        self.time.learn(tokens, seconds, aside=self._drafted_any)
 
     def observe(self, computed: Iterable[Computed]) -> None:
         """Let the drafter see what a step computed."""
@@ -164,7 +170,7 @@ class Speculation:
 
     def _measures_plain(self, tokens: int) -> bool:
         """Say whether this step is to be timed without drafts."""
-        return self.time.observations(tokens) < PLAIN_STEPS or self._steps_with >= PLAIN_EVERY
+        return self.time.observations(tokens) < PLAIN_STEPS or self._steps_with >= self._plain_after
 
     def _begun(self, sequence: Sequence, room: int) -> Items[Draft]:
         """Return a draft of a sequence, if it can have any."""

@@ -8,9 +8,10 @@ from itertools import chain
 PRIOR_SLOPE = 0.12
 PRIOR_WEIGHT = 4.0
 LINE_WEIGHT = 1.0
-MOST_WEIGHT = 50.0
-SCALE_GAIN = 0.1
-OUTLIER = 3.0
+MOST_WEIGHT = 10.0
+SCALE_GAIN, ASIDE_GAIN = 0.25, 0.02
+# What takes so many times longer than expected counts as no longer: until a figure is known, and later.
+NEW_OUTLIER, OUTLIER, KNOWN = 3.0, 1.2, 3.0
 # The line is fitted to each of the first steps of so many tokens, and to every so manieth step later.
 FITTED_STEPS = 8
 # Each number of tokens has a figure of its own up to 16, then eight a doubling.
@@ -25,7 +26,8 @@ class StepTime:
 
     The scale is about the seconds of a step of one token; it moves with every step, so that a machine that
     became busy, or a context that grew, changes all figures at once. The shape is what a step takes relative
-    to it, an average for each number of tokens, drawn to a line where little was measured.
+    to it, an average for each number of tokens, drawn to a line where little was measured. Steps `aside`,
+    those with drafts, hardly move the scale: else what they take longer than others became the scale's.
     """
 
     def __init__(self, *, share: float = 1.0, of: "StepTime | None" = None) -> None:
@@ -57,17 +59,19 @@ class StepTime:
         """Return how many steps of about so many tokens were timed."""
         return self._weights[_knot(tokens)]
 
-    def learn(self, tokens: int, seconds: float) -> None:
+    def learn(self, tokens: int, seconds: float, *, aside: bool = False) -> None:
         """Note one step. What took several times longer than expected says little: something else ran."""
         if self._scale is None:
             self._scale = seconds / self._line(tokens)
-        seconds = min(seconds, OUTLIER * self.seconds(tokens))
         knot = _knot(tokens)
+        most = OUTLIER if self._weights[knot] >= KNOWN else NEW_OUTLIER
+        seconds = min(seconds, most * self.seconds(tokens))
         ratio = seconds / self._scale
         self._weights[knot] = weight = min(self._weights[knot] + 1, MOST_WEIGHT)
         self._ratios[knot] += (ratio - self._ratios[knot]) / weight
         self._shapes.clear()
-        self._scale += SCALE_GAIN * (seconds / self.seconds(tokens) - 1) * self._scale
+        gain = ASIDE_GAIN if aside else SCALE_GAIN
+        self._scale += gain * (seconds / self.seconds(tokens) - 1) * self._scale
         self._steps += 1
         if weight <= FITTED_STEPS or self._steps % FITTED_STEPS == 0:
             self._fit()

@@ -207,5 +207,16 @@ def test_a_tree_is_as_wide_as_what_holds(first: float, second: float) -> None:
         World(step, lambda _: draft_s, lambda _, __: first, branches=branches) for branches in (False, True)
     )
     chain.second = tree.second = second
-    rates = [world.tokens_per_s(1, 1500) for world in (chain, tree)]
+    rates = [world.tokens_per_s(1, 800) for world in (chain, tree)]
     assert rates[1] > (1.15 if second else 0.97) * rates[0]
+
+
+@pytest.mark.parametrize("chance", [0.05, 0.15])
+def test_slow_first_steps_do_not_make_drafts_look_cheap(chance: float) -> None:
+    steps = iter(range(1_000_000))
+    world = World(
+        lambda count: (0.0088 + 0.0012 * count) * (1.6 if next(steps) < 4 else 1.0),
+        lambda _: 0.0006,
+        lambda _, __: chance,
+    )
+    assert world.tokens_per_s(1, 1000) > 0.98 * 1000 / (0.01 * 1000 + 4 * 0.006)

@@ -14,7 +14,7 @@ from tokc.runtime.speculation.suffix_index import SuffixAutomaton
 class Cheap(StepTime):
     """A machine on which a token more costs a step what it is taken to before one was timed."""
 
-    def learn(self, tokens: int, seconds: float) -> None:
+    def learn(self, tokens: int, seconds: float, *, aside: bool = False) -> None:
         """Learn nothing: the tiny model's own time is all Python's."""
 
     def observations(self, tokens: int) -> float:
