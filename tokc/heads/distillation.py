@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from tokc.artifact.writer import file_written_aside
 from tokc.errors import TokcError
 from tokc.heads.prompts import TASKS, Prompt, Split, held_out_prompts, prompt
 from tokc.runtime.engine import Engine
@@ -161,8 +162,7 @@ def require_same(path: Path, stated: dict[str, object], what: str) -> None:
 
 def write_passages(path: Path, passages: Items[Passage]) -> None:
     """Write passages to one file, aside first."""
-    aside = path.with_suffix(".partial")
-    with aside.open("wb") as file:
+    with file_written_aside(path, "cannot keep answers", str(path)) as aside, aside.open("wb") as file:
         np.savez(
             file,
             tokens=np.concatenate([passage.tokens for passage in passages]),
@@ -170,7 +170,6 @@ def write_passages(path: Path, passages: Items[Passage]) -> None:
             answers=np.array([passage.answer for passage in passages], np.int32),
             tasks=np.array([passage.task for passage in passages]),
         )
-    aside.rename(path)
 
 
 def read_passages(path: Path) -> list[Passage]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from tokc.artifact.writer import file_written_aside
 from tokc.heads.backbone import FeatureRun
 from tokc.heads.distillation import Passage
 
@@ -64,7 +65,5 @@ class FeatureStore:
         if self._run is None:
             self._run = self._open()
         run = self._run
-        aside = path.with_suffix(".partial")
-        with aside.open("wb") as file:
+        with file_written_aside(path, "cannot keep features", str(path)) as aside, aside.open("wb") as file:
             np.save(file, np.concatenate([run.features(one.tokens) for one in passages]).astype(np.float16))
-        aside.rename(path)

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from tokc.artifact.writer import file_written_aside
 from tokc.errors import TokcError
 from tokc.heads.acceptance import Acceptance, acceptance, total
 from tokc.heads.backbone import Backbone
@@ -196,9 +197,12 @@ class Training:
             "points": [asdict(point) for point in trained.points],
             "stopped_early": trained.stopped_early,
         }
-        aside = self.checkpoint.with_suffix(".partial")
-        torch.save(state, aside)
-        aside.rename(self.checkpoint)
+        path = self.checkpoint
+        with (
+            file_written_aside(path, "cannot keep the training", str(path)) as aside,
+            aside.open("wb") as file,
+        ):
+            torch.save(state, file)
 
     def _load(self) -> None:
         state: dict[str, Any] = torch.load(self.checkpoint, weights_only=True)
