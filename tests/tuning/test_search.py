@@ -1,6 +1,7 @@
 """A search over real builds of a tiny model: what it finds, what it leaves, and that it goes on."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from tokc.cost.devices import Host, probe
 from tokc.cost.gates import parse_gate
 from tokc.errors import GateNotMet, TokcError, UnknownOption
 from tokc.report.gate_figures import Pricing
+from tokc.tuning.page import render
 from tokc.tuning.search import Budget, Search
 from tokc.tuning.space import STARTS, Candidate
 from tokc.tuning.table import pareto
@@ -86,6 +88,17 @@ def test_no_trial_of_the_front_is_beaten(search: Search) -> None:
     assert front
     smallest = min((one for one in search.tried if one.objective), key=lambda one: one.objective or 0.0)
     assert smallest.number in front
+
+
+def test_the_page_has_the_front_and_every_trial(search: Search) -> None:
+    page = render(search)
+    assert "size against kv_bytes_per_token" in page
+    assert page.count("<circle") == sum(one.objective is not None for one in search.tried)
+    assert "The limit is kv_bytes_per_token&lt;=500B." in page
+    for one in search.tried:
+        assert re.search(rf'<td class="spec">{one.number}(, best|, front)?</td>', page)
+    assert search.best is not None
+    assert f'<td class="spec">{search.best.number}, best</td>' in page
 
 
 def test_a_recipe_builds_what_the_trial_built(search: Search, model: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """`tokc tune`: the cheapest build that keeps its limits."""
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,8 +13,15 @@ from tokc.model_files import default_out
 
 if TYPE_CHECKING:
     from tokc.cost.gates import Gate
+    from tokc.tuning.cluster import Cluster
+    from tokc.tuning.machines import ThisMachine
     from tokc.tuning.search import Search
     from tokc.tuning.trial import Setting
+
+Ray = Annotated[
+    str | None,
+    typer.Option(metavar="ADDRESS", help="Try on a Ray cluster, as auto: one a machine."),
+]
 
 
 def tune(
@@ -29,8 +37,10 @@ def tune(
     utilization: Annotated[str | None, typer.Option(help="For costs. [default: 100%]")] = None,
     context: Annotated[int | None, typer.Option(min=1, help="Tokens of context to make room for.")] = None,
     eval_tokens: Annotated[int, typer.Option(min=1024, help="Tokens that quality is measured on.")] = 4096,
+    ray: Ray = None,
     study: Annotated[Path | None, typer.Option(help="Where it is kept. [default: NAME.tune]")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="[default: NAME.recipe.toml]")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write trials and Pareto front as one HTML file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print every trial as JSON.")] = False,
 ) -> None:
     """Search how weights and cache are best stored; writes a recipe for `tokc build --recipe`.
@@ -38,7 +48,6 @@ def tune(
     Stopped, by Ctrl-C or the budget, and begun again, it goes on. Exit code 3 if nothing keeps the limits.
     """
     with needs_extra("tune", "tune"):
-        from tokc.cost.devices import probe
         from tokc.cost.quantities import parse_amount
         from tokc.tuning.search import Budget, Search
         from tokc.tuning.trial import Setting
@@ -59,11 +68,28 @@ def tune(
     _require_price(setting)
     allowed = Budget(parse_amount(budget, "seconds", where="--budget"), trials)
     name = default_out(model).stem
+    folder = study or Path(f"{name}.tune")
     with progress() as say:
-        say("probe this machine")
-        search = Search(study or Path(f"{name}.tune"), setting, probe())
-        search.run(allowed, say)
+        say("probe this machine" if ray is None else f"join the cluster at {ray}")
+        with _machines(setting, folder, ray) as machines:
+            search = Search(folder, setting, machines.host)
+            search.run(allowed, machines, say)
+    if html is not None:
+        _write_page(search, html)
     _end(search, out or Path(f"{name}.recipe.toml"), as_json=as_json)
+
+
+def _machines(
+    setting: "Setting", folder: Path, address: str | None
+) -> "AbstractContextManager[ThisMachine | Cluster]":
+    if address is None:
+        from tokc.cost.devices import probe
+        from tokc.tuning.machines import ThisMachine
+
+        return nullcontext(ThisMachine(setting, folder, probe()))
+    with needs_extra("ray", "tune --ray"):
+        from tokc.tuning.cluster import joined
+    return joined(setting, address)
 
 
 def _objective(text: str) -> "Gate":
@@ -83,6 +109,13 @@ def _limits(texts: list[str] | None) -> "tuple[Gate, ...]":
 def _require_price(setting: "Setting") -> None:
     if setting.pricing.price is None and any(gate.metric == "cost_per_mtok" for gate in setting.gates):
         raise UnknownOption("a cost needs a price", hint="what an hour of the machine costs: --price 0.20/h")
+
+
+def _write_page(search: "Search", path: Path) -> None:
+    from tokc.tuning.page import render
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(render(search), encoding="utf-8")
 
 
 def _end(search: "Search", out: Path, *, as_json: bool) -> None:

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterable
 from html import escape
-from importlib.resources import files
 from typing import NamedTuple
 
 from tokc.cost.devices import Host
@@ -22,27 +21,10 @@ from tokc.report import (
     waterfall_html,
 )
 from tokc.report.emissions import Emissions
-from tokc.report.html_parts import bar, row, table
+from tokc.report.html_parts import bar, page, row, table
 from tokc.report.model import Batch, Figure, LedgerRow, Report, TokenCost
 from tokc.report.prediction import Prediction
 from tokc.report.sections import Section
-
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-{style}</style>
-</head>
-<body>
-<main>
-{body}
-</main>
-</body>
-</html>
-"""
 
 
 class Part(NamedTuple):
@@ -63,10 +45,8 @@ def render(report: Report) -> str:
     parts += [] if report.evaluation is None else [_quality(report.evaluation)]
     parts += [] if report.emissions is None else [_emissions(report.emissions)]
     parts += [_method(report)]
-    style = files("tokc.report").joinpath("style.css").read_text()
-    title = escape(f"{report.identity.name}: cost of a token")
     body = [_head(report), _tiles(report), _contents(parts), *(part.html for part in parts)]
-    return _PAGE.format(title=title, style=style, body="\n".join(body))
+    return page(f"{report.identity.name}: cost of a token", "\n".join(body))
 
 
 def _contents(parts: Iterable[Part]) -> str:

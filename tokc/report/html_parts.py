@@ -1,9 +1,38 @@
-"""Parts that sections of the HTML report share: bars, and tables that stack on a narrow screen."""
+"""Parts that HTML pages share: the page, bars, charts, and tables that stack on a narrow screen."""
 
 from collections.abc import Iterable
 from html import escape
+from importlib.resources import files
 
 LEAST = 0.004  # of the width, that a small change can be seen
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+{style}</style>
+</head>
+<body>
+<main>
+{body}
+</main>
+</body>
+</html>
+"""
+
+
+def page(title: str, body: str) -> str:
+    """Return a page that needs nothing else: no script, no font, no network."""
+    style = files("tokc.report").joinpath("style.css").read_text()
+    return _PAGE.format(title=escape(title), style=style, body=body)
+
+
+def figure(title: str, chart: str, caption: str = "") -> str:
+    """Return a chart under its title."""
+    said = f"<figcaption>{escape(caption)}</figcaption>\n" if caption else ""
+    return f'<figure class="plot">\n<h3>{escape(title)}</h3>\n{chart}\n{said}</figure>\n'
 
 
 def bar(

@@ -3,7 +3,7 @@
 from html import escape
 
 from tokc.report import prediction_text, units
-from tokc.report.html_parts import row, table
+from tokc.report.html_parts import figure, row, table
 from tokc.report.log_chart import Axis, Line, render
 from tokc.report.prediction import Comparison, Decoding, Prediction
 from tokc.report.sections import Section
@@ -53,7 +53,7 @@ def _by_context(decoding: tuple[Decoding, ...]) -> str:
         ("USD for 1M output tokens, predicted", units.usd) if priced else ("tokens/s", units.figures)
     )
     title = "Cost against context" if priced else "Rate against context"
-    return _figure(title, render(x, Axis.over(unit, values, label), lines, title))
+    return figure(title, render(x, Axis.over(unit, values, label), lines, title))
 
 
 def _value(one: Decoding, *, priced: bool) -> float:
@@ -77,12 +77,7 @@ def _compared(found: Comparison) -> str:
     x, y = (Axis.over(f"{what} time of a token", values, units.seconds) for what in ("measured", "predicted"))
     title = "Predicted against measured"
     caption = f"{prediction_text.summary([found])} The band is {GOAL:.0%} to either side."
-    return _figure(title, render(x, y, lines, title, band=GOAL), caption)
-
-
-def _figure(title: str, chart: str, caption: str = "") -> str:
-    said = f"<figcaption>{escape(caption)}</figcaption>\n" if caption else ""
-    return f'<figure class="plot">\n<h3>{escape(title)}</h3>\n{chart}\n{said}</figure>\n'
+    return figure(title, render(x, y, lines, title, band=GOAL), caption)
 
 
 def _table(section: Section) -> str:

@@ -24,9 +24,10 @@ from tokc.pipeline import Pipeline
 from tokc.targets.base import Precision
 from tokc.targets.table import named_target
 from tokc.tuning import trial as trials
+from tokc.tuning.machines import Machines, ThisMachine
 from tokc.tuning.recipe import Recipe
 from tokc.tuning.space import STARTS, Candidate, suggest
-from tokc.tuning.trial import Outcome, Progress, Setting
+from tokc.tuning.trial import Finished, Outcome, Progress, Setting
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -43,7 +44,7 @@ BEST = "best.tokc"
 
 @dataclass(frozen=True)
 class Tried:
-    """A trial as it is shown: its candidate, what became of it, and its figures by gate."""
+    """A trial as it is shown: its candidate, what became of it, its figures by gate, and where."""
 
     number: int
     candidate: Candidate
@@ -52,6 +53,7 @@ class Tried:
     figures: dict[str, float]
     feasible: bool
     why: str = ""
+    machine: str = ""
 
 
 @dataclass(frozen=True)
@@ -91,18 +93,32 @@ class Search:
             for start in STARTS:
                 self.study.enqueue_trial(self._fixed(start))
 
-    def run(self, budget: Budget, progress: Progress = lambda _: None) -> None:
-        """Try candidates until the budget is spent; an interrupt keeps what was found."""
-        end_s = time.monotonic() + budget.seconds
+    def run(
+        self, budget: Budget, machines: Machines | None = None, progress: Progress = lambda _: None
+    ) -> None:
+        """Try candidates until the budget is spent, by default here.
 
-        def one(trial: "Trial") -> float:
-            return self._try(trial, progress)
-
-        done = 0
-        with suppress(KeyboardInterrupt):
-            while time.monotonic() < end_s and (budget.trials is None or done < budget.trials):
-                self.study.optimize(one, n_trials=1)
-                done += 1
+        An interrupt keeps what was found; what was running is tried first when the search goes on.
+        """
+        end_s, begun = time.monotonic() + budget.seconds, 0
+        machines = machines or ThisMachine(self.setting, self.folder, self.host)
+        running: dict[int, Trial] = {}
+        try:
+            with suppress(KeyboardInterrupt):
+                while True:
+                    more = time.monotonic() < end_s and (budget.trials is None or begun < budget.trials)
+                    if more and len(running) < machines.count:
+                        begun += 1
+                        self._begin(self.study.ask(), running, machines, progress)
+                    elif running:
+                        done = machines.finished()
+                        self._end(running.pop(done.number), done)
+                    else:
+                        break
+        finally:
+            for trial in running.values():
+                self._fail(trial, "stopped")
+                self.study.enqueue_trial(trial.params)
 
     @property
     def tried(self) -> tuple[Tried, ...]:
@@ -134,46 +150,60 @@ class Search:
             f"{word} {setting.objective.metric}: {one.objective:.6g}, measured; limits: {limits or 'none'}",
         ]
 
-    def _try(self, trial: "Trial", progress: Progress) -> float:
-        import optuna
-
+    def _begin(
+        self, trial: "Trial", running: "dict[int, Trial]", machines: Machines, progress: Progress
+    ) -> None:
+        """Hand a trial to a machine, unless it cannot be the best."""
         candidate = suggest(trial, stored=self.stored)
         trial.set_user_attr("candidate", asdict(candidate))
-        same = [one for one in self.tried if one.candidate == candidate and one.objective is not None]
-        if same:
-            trial.set_user_attr("why", f"builds the same as trial {same[0].number}")
-            raise optuna.TrialPruned
+        why = self._needless(candidate, running)
+        if why is not None:
+            self._leave(trial, why)
+            return
         progress(f"trial {trial.number}: {_short(candidate)}")
+        running[trial.number] = trial
+        machines.begin(trial.number, str(candidate.pipeline(self.base)))
+
+    def _needless(self, candidate: Candidate, running: "dict[int, Trial]") -> str | None:
+        """Return why a candidate is not built, None if it is."""
+        known = {one.number: one.candidate for one in self.tried if one.objective is not None}
+        known |= {number: Candidate(**trial.user_attrs["candidate"]) for number, trial in running.items()}
+        same = [number for number, one in known.items() if one == candidate]
+        if same:
+            return f"builds the same as trial {same[0]}"
         bound, best = self._bound(candidate), self.best
         if bound is not None and best is not None and self._worse(bound, best.objective or 0.0):
-            trial.set_user_attr("why", f"predicted to be {bound:.4g} at best")
-            raise optuna.TrialPruned
-        artifact = self.folder / f"trial{trial.number}.tokc"
-        try:
-            return self._measured(trial, str(candidate.pipeline(self.base)), artifact, best)
-        except TokcError as error:
-            trial.set_user_attr("failed", value=True)
-            trial.set_user_attr("why", error.problem)
-            raise optuna.TrialPruned from error
-        finally:
-            trials.clear(artifact)
+            return f"predicted to be {bound:.4g} at best"
+        return None
 
-    def _measured(self, trial: "Trial", pipeline: str, artifact: Path, best: Tried | None) -> float:
-        import optuna
+    def _end(self, trial: "Trial", done: Finished) -> None:
+        """Tell the study what a trial found, and keep its build, if it lies here, where none is better."""
+        trial.set_user_attr("machine", done.machine)
+        found, artifact = done.outcome, self.folder / f"trial{trial.number}.tokc"
+        if found is None:
+            self._fail(trial, done.problem)
+        elif found.objective is None:
+            _note(trial, found)
+            broken = next(one for one in found.judged if one.verdict == "not met")
+            self._leave(trial, f"'{broken.gate}' is not met: {broken.figure:.4g}")
+        else:
+            _note(trial, found)
+            self.study.tell(trial, found.objective)
+            best = self.best
+            if best is not None and best.number == trial.number and artifact.exists():
+                trials.clear(self.folder / BEST)
+                artifact.rename(self.folder / BEST)
+        trials.clear(artifact)
 
-        trials.build(self.setting, pipeline, artifact)
-        judged = trials.quality(self.setting, artifact)
-        broken = [one for one in judged if one.verdict == "not met"]
-        if broken:
-            _note(trial, Outcome(0.0, judged))
-            trial.set_user_attr("why", f"'{broken[0].gate}' is not met: {broken[0].figure:.4g}")
-            raise optuna.TrialPruned
-        found = trials.outcome(self.setting, artifact)
-        _note(trial, found)
-        if found.feasible and (best is None or not self._worse(found.objective, best.objective or 0.0)):
-            trials.clear(self.folder / BEST)
-            artifact.rename(self.folder / BEST)
-        return found.objective
+    def _leave(self, trial: "Trial", why: str) -> None:
+        from optuna.trial import TrialState
+
+        trial.set_user_attr("why", why)
+        self.study.tell(trial, state=TrialState.PRUNED)
+
+    def _fail(self, trial: "Trial", why: str) -> None:
+        trial.set_user_attr("failed", value=True)
+        self._leave(trial, why)
 
     def _bound(self, candidate: Candidate) -> float | None:
         """Return the best that a candidate may reach by the roofline, None where that does not bound it."""
@@ -244,6 +274,7 @@ def _tried(trial: "FrozenTrial") -> Tried:
         figures=dict(attributes.get("figures", {})),
         feasible=trial.state.name == "COMPLETE" and bool(attributes.get("feasible")),
         why=attributes.get("why", ""),
+        machine=attributes.get("machine", ""),
     )
 
 

@@ -1,47 +1,60 @@
 """A search as a table: every trial, the best marked, and which no other beats in every figure."""
 
+from collections.abc import Iterator
+
 from rich.table import Table
 from rich.text import Text
 
-from tokc.cost.gates import METRICS
+from tokc.cost.gates import METRICS, Gate
 from tokc.report import units
 from tokc.tuning.search import Search, Tried
 
+BEST, FRONT = "best", "front"
+
 
 def table(search: Search) -> Table:
-    """Return the trials, those of the Pareto front first among equals in the order of the search."""
+    """Return the trials for a terminal."""
+    shown = Table(box=None, pad_edge=False, header_style="dim")
+    for column in columns(search):
+        shown.add_column(column, justify="left" if column in {"", "what", "machine"} else "right")
+    for first, *rest in rows(search):
+        shown.add_row(Text(first, style="bold" if first == BEST else "none"), *rest)
+    return shown
+
+
+def columns(search: Search) -> tuple[str, ...]:
+    """Return the heads of `rows`."""
+    gates = (search.setting.objective, *search.setting.limits)
+    chosen = ("bits", "method", "group", "head", "cache", "kept")
+    return ("", "trial", *chosen, *map(name, gates), "what", *(["machine"] if _several(search) else []))
+
+
+def rows(search: Search) -> Iterator[tuple[str, ...]]:
+    """Yield every trial in order: mark, choices, objective, each limit's figure, what became of it."""
     best, front = search.best, {one.number for one in pareto(search)}
-    setting = search.setting
-    shown = Table("", "trial", box=None, pad_edge=False, header_style="dim")
-    for column in ("bits", "method", "group", "head", "cache", "kept"):
-        shown.add_column(column, justify="right")
-    for gate in (setting.objective, *setting.limits):
-        shown.add_column(gate.text.partition(">")[0].partition("<")[0], justify="right")
-    shown.add_column("")
+    gates = (search.setting.objective, *search.setting.limits)
     for one in search.tried:
         choice = one.candidate
-        mark = (
-            "best"
-            if best is not None and one.number == best.number
-            else "front"
-            if one.number in front
-            else ""
-        )
-        figures = [one.objective, *(one.figures.get(gate.text) for gate in setting.limits)]
-        kinds = [METRICS[gate.metric].kind for gate in (setting.objective, *setting.limits)]
-        cells = [
-            "–" if value is None else _shown(value, kind) for value, kind in zip(figures, kinds, strict=True)
-        ]
+        is_best = best is not None and one.number == best.number
+        figures = (one.objective, *(one.figures.get(gate.text) for gate in search.setting.limits))
         why = one.why or ("" if one.feasible or one.state != "measured" else "a limit is not kept")
-        shown.add_row(
-            Text(mark, style="bold" if mark == "best" else "none"),
+        yield (
+            BEST if is_best else FRONT if one.number in front else "",
             str(one.number),
             *(str(choice.bits), choice.method, str(choice.group), str(choice.head_bits), choice.kv),
             "yes" if choice.keep else "no",
-            *cells,
-            Text(f"{one.state}: {why}" if why else one.state, style="dim"),
+            *(
+                "–" if value is None else shown(value, gate)
+                for value, gate in zip(figures, gates, strict=True)
+            ),
+            f"{one.state}: {why}" if why else one.state,
+            *([one.machine] if _several(search) else []),
         )
-    return shown
+
+
+def name(gate: Gate) -> str:
+    """Return the figure that a gate is about, as in `tpot@8`."""
+    return gate.text.partition(">")[0].partition("<")[0]
 
 
 def pareto(search: Search) -> list[Tried]:
@@ -66,7 +79,13 @@ def _costs(search: Search, one: Tried) -> tuple[float, ...]:
     return (-objective if setting.maximize else objective, *limits)
 
 
-def _shown(value: float, kind: str) -> str:
+def _several(search: Search) -> bool:
+    return len({one.machine for one in search.tried if one.machine}) > 1
+
+
+def shown(value: float, gate: Gate) -> str:
+    """Return a figure in the unit of what the gate is about."""
+    kind = METRICS[gate.metric].kind
     forms = {"bytes": lambda: units.scaled(value, "B"), "seconds": lambda: units.seconds(value)}
     forms |= {"usd": lambda: units.usd(value), "share": lambda: f"{value:.1%}"}
     return forms[kind]() if kind in forms else units.figures(value)

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from tokc.cost.gates import METRICS, Gate, Judged
 from tokc.errors import TokcError
@@ -47,9 +48,12 @@ class Setting:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a trial found: the objective's figure, and each limit beside its figure; worst batch first."""
+    """What a trial found: the objective's figure, and each limit beside its figure; worst batch first.
 
-    objective: float
+    `objective` is None where a limit of quality is broken: such a build is not measured.
+    """
+
+    objective: float | None
     judged: tuple[Judged, ...]
 
     @property
@@ -66,6 +70,32 @@ class Outcome:
             else min(one.excess or 0.0, 0.0)
             for one in self.judged
         }
+
+
+class Finished(NamedTuple):
+    """A trial that ended on a machine: what it found, or None and the problem that it failed with."""
+
+    number: int
+    machine: str
+    outcome: Outcome | None
+    problem: str = ""
+
+
+def attempt(
+    setting: Setting, number: int, pipeline: str, artifact: Path, *, machine: str, threads: int | None = None
+) -> Finished:
+    """Build a candidate at `artifact`, where it stays, judge its quality and measure it, here.
+
+    `machine` is what this one is called; `threads` compute, by default one a core.
+    """
+    try:
+        build(setting, pipeline, artifact)
+        judged = quality(setting, artifact, threads)
+        if any(one.verdict == "not met" for one in judged):
+            return Finished(number, machine, Outcome(None, judged))
+        return Finished(number, machine, outcome(setting, artifact, threads))
+    except TokcError as error:
+        return Finished(number, machine, None, error.problem)
 
 
 def build(setting: Setting, pipeline: str, out: Path) -> None:
@@ -87,7 +117,7 @@ def build(setting: Setting, pipeline: str, out: Path) -> None:
     _run("build", str(setting.model), *options, *context, "--json")
 
 
-def quality(setting: Setting, artifact: Path) -> tuple[Judged, ...]:
+def quality(setting: Setting, artifact: Path, threads: int | None = None) -> tuple[Judged, ...]:
     """Evaluate a build and return the limits on its quality, judged; none where none is asked.
 
     Raises: TokcError with what the evaluation said.
@@ -95,22 +125,22 @@ def quality(setting: Setting, artifact: Path) -> tuple[Judged, ...]:
     limits = tuple(gate for gate in setting.limits if METRICS[gate.metric].source == "ledger")
     if not setting.asks("ledger"):
         return ()
-    tokens = ["--tokens", str(setting.eval_tokens)]
-    _run("eval", str(artifact), "--reference", str(setting.model), *tokens, "--json")
+    options = ["--tokens", str(setting.eval_tokens), *_threaded(threads)]
+    _run("eval", str(artifact), "--reference", str(setting.model), *options, "--json")
     return judge_all(limits, figures_of(artifact, setting.pricing))
 
 
-def outcome(setting: Setting, artifact: Path) -> Outcome:
+def outcome(setting: Setting, artifact: Path, threads: int | None = None) -> Outcome:
     """Measure a build and return what it is worth.
 
     Raises: TokcError with what the measurement said.
     """
     batches = {gate.batch for gate in setting.gates if METRICS[gate.metric].source == "bench" and gate.batch}
     if setting.asks("bench"):
-        _run("bench", str(artifact), *_repeated("--batch", batches), "--json")
+        _run("bench", str(artifact), *_repeated("--batch", batches), *_threaded(threads), "--json")
     clients = {gate.batch for gate in setting.gates if METRICS[gate.metric].source == "load" and gate.batch}
     if setting.asks("load"):
-        _run("load-test", str(artifact), *_repeated("--concurrency", clients), "--json")
+        _run("load-test", str(artifact), *_repeated("--concurrency", clients), *_threaded(threads), "--json")
     figures = figures_of(artifact, setting.pricing)
     found = [one.figure for one in figures.find(setting.objective)]
     return Outcome(min(found) if setting.maximize else max(found), judge_all(setting.limits, figures))
@@ -121,6 +151,10 @@ def clear(artifact: Path) -> None:
     shutil.rmtree(artifact, ignore_errors=True)
     for path in (bench_path(artifact), load_path(artifact), evaluation_path(artifact)):
         path.unlink(missing_ok=True)
+
+
+def _threaded(threads: int | None) -> list[str]:
+    return [] if threads is None else ["--threads", str(threads)]
 
 
 def _repeated(option: str, values: set[int]) -> list[str]:
