@@ -15,7 +15,6 @@ from tokc.cost import calibrating, grid, records
 from tokc.cost.calibrating import calibrate
 from tokc.cost.calibration import Calibration, calibration_path
 from tokc.cost.grid import measure_grid
-from tokc.cost.profile import Roofs
 from tokc.errors import TokcError, UnknownOption
 from tokc.report.collect import manifest_sha256
 from tokc.report.prediction import compared, grid_of, grid_path, machine_for, predict
@@ -79,7 +78,7 @@ def test_a_grid_is_held_against_predictions(
     assert first.error == pytest.approx(first.predicted_s / first.measured_s - 1)
     assert comparison.worst_error >= comparison.mean_error > 0
     assert first.calibrated_s is not None
-    slower = [replace(cell, roofs=half(cell.roofs)) for cell in found.cells]
+    slower = [replace(cell, read_bytes_per_s=(cell.read_bytes_per_s or 0) / 2) for cell in found.cells]
     for full, halved in zip(
         comparison.cells, compared(artifact, replace(found, cells=tuple(slower))).cells, strict=True
     ):
@@ -87,11 +86,6 @@ def test_a_grid_is_held_against_predictions(
         assert full.calibrated_s == halved.calibrated_s
         assert full.read_bytes_per_s == 2 * (halved.read_bytes_per_s or 0.0)
     assert predict(artifact, machine_for(artifact, None), None).comparison == comparison
-
-
-def half(roofs: Roofs | None) -> Roofs:
-    assert roofs is not None
-    return replace(roofs, read_bytes_per_s=roofs.read_bytes_per_s / 2)
 
 
 def test_a_grid_needs_room_for_its_contexts(artifact: Path) -> None:

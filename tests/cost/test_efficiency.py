@@ -60,3 +60,12 @@ def test_kinds_are_ops_and_widths() -> None:
     packed = LaunchWork("int8", row_flops=2 * 1024.0, whole_bytes=576.0)
     assert kind_of("QuantLinear", packed) == "QuantLinear 4.5 bits"
     assert kind_of("AddRmsNorm", LaunchWork(row_flops=10.0, whole_bytes=40.0)) == "AddRmsNorm"
+
+
+def test_slower_memory_lengthens_what_is_at_memorys_own_rate_alone() -> None:
+    half = Efficiency("x", launch_s=1.0, memory=0.5, compute=1.0, caches=None)
+    assert half.seconds(Amounts(3.0, 0.0, 0.0)) == 1.0 + 6.0
+    assert half.seconds(Amounts(3.0, 0.0, 0.0), slower=2.0) == 1.0 + 6.0 + 3.0
+    cached = Efficiency("x", launch_s=0.0, memory=1.5, compute=1.0, caches=None)
+    assert cached.seconds(Amounts(3.0, 0.0, 0.0), slower=2.0) == 2.0 * cached.seconds(Amounts(3.0, 0.0, 0.0))
+    assert half.seconds(Amounts(1.0, 5.0, 0.0), slower=2.0) == 1.0 + 5.0

@@ -62,11 +62,12 @@ def calibrate(artifacts: Sequence[Path], seconds: float, threads: int | None, sa
 
     Raises: UnknownOption if an artifact is not for a CPU, or they are for different kinds of CPUs.
     """
-    targets = {Artifact.open(path, verify=False).manifest.target for path in artifacts}
-    if len({(one.kind, one.device) for one in targets}) > 1 or any(one.kind != "cpu" for one in targets):
+    manifests = (Artifact.open(path, verify=False).manifest for path in artifacts)
+    targets = {(one.target.kind, one.target.device) for one in manifests}
+    if len(targets) > 1 or any(kind != "cpu" for kind, _ in targets):
         raise UnknownOption(
             "a calibration is of artifacts for one kind of CPU; these are for "
-            + ", ".join(sorted({f"{one.kind}:{one.device}" for one in targets})),
+            + ", ".join(sorted(f"{kind}:{device}" for kind, device in targets)),
             hint="build them here, with --target cpu",
         )
     watch = CpuWatch()
@@ -74,7 +75,7 @@ def calibrate(artifacts: Sequence[Path], seconds: float, threads: int | None, sa
     host = _best([timing.host for timing in timings])
     efficiencies = _fit(timings, Roofs.of(host))
     return Calibration(
-        device=next(iter(targets)).device,
+        device=next(iter(targets))[1],
         threads=timings[0].threads,
         host=host,
         artifacts=tuple(timing.name for timing in timings),

@@ -2,26 +2,25 @@
 
 The prompts of a cell are the beginnings of the same sequences, so that each is read once for all cells, and
 then found in the prefix cache. Cells go round; of each the least interval between two steps is kept, since
-other programs can only lengthen it, with the machine's rates as probed just before and after: a machine that
-others share reads memory at another rate a minute later.
+other programs can only lengthen it, with the rate of memory as probed just before and after: where others
+share the machine, it is another a minute later.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 
 import tokc
-from tokc.cost.devices import CpuWatch
-from tokc.cost.peaks import probed
-from tokc.cost.profile import Roofs
+from tokc.cost.devices import CpuWatch, ReadsMemory
 from tokc.cost.step_timing import StepWatch, watching
 from tokc.errors import TokcError
 from tokc.runtime.artifact import Artifact
 from tokc.runtime.engine import Engine
+from tokc.runtime.manifest import Manifest
 
 BATCHES, CONTEXTS = (1, 2, 4, 8, 16), (128, 1024, 4096)
 OUTPUT_TOKENS = 12
@@ -33,7 +32,7 @@ class GridCell:
     """What was measured at a batch size and context.
 
     `token_s` is the least time from one token of every sequence to the next, `median_s` the median of it.
-    `roofs` are the better of those probed right before and right after the least was measured.
+    `read_bytes_per_s` is the better of the rates of memory right before and right after that least.
     """
 
     batch: int
@@ -41,7 +40,7 @@ class GridCell:
     token_s: float
     median_s: float
     steps: int
-    roofs: Roofs | None = None
+    read_bytes_per_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -61,12 +60,12 @@ class Grid:
 class _Cell:
     batch: int
     context: int
-    rounds: list[tuple[list[float], Roofs]] = field(default_factory=list)
+    rounds: list[tuple[list[float], float | None]] = field(default_factory=list)
 
     def result(self) -> GridCell:
         times = [one for intervals, _ in self.rounds for one in intervals]
-        intervals, roofs = min(self.rounds, key=lambda one: min(one[0]))
-        return GridCell(self.batch, self.context, min(intervals), float(np.median(times)), len(times), roofs)
+        intervals, rate = min(self.rounds, key=lambda one: min(one[0]))
+        return GridCell(self.batch, self.context, min(intervals), float(np.median(times)), len(times), rate)
 
 
 def measure_grid(
@@ -88,7 +87,7 @@ def measure_grid(
     kv_bytes = math.ceil(max(BATCHES) * tokens * manifest.kv.bytes_per_token)
     watch = CpuWatch()
     with tokc.load(artifact, threads=threads, kv_bytes=kv_bytes) as engine:
-        cells = _measure(engine, lambda: Roofs.of(probed(artifact, engine.executor)), rounds, say)
+        cells = _measure(engine, _memory_probe(engine, manifest), rounds, say)
         used = getattr(engine.executor, "threads", threads or 0)
     return Grid(
         artifact=artifact.name,
@@ -101,7 +100,7 @@ def measure_grid(
 
 
 def _measure(
-    engine: Engine, probe: Callable[[], Roofs], rounds: int, say: Callable[[str], None]
+    engine: Engine, probe: Callable[[], float | None], rounds: int, say: Callable[[str], None]
 ) -> Sequence[_Cell]:
     random = np.random.default_rng(0)
     prompts = random.integers(engine.executor.vocab_size, size=(max(BATCHES), max(CONTEXTS))).tolist()
@@ -114,14 +113,17 @@ def _measure(
         for cell in cells:
             say(f"round {turn + 1} of {rounds}: batch {cell.batch}, context {cell.context}")
             intervals, after = _intervals(engine, prompts, cell), probe()
-            cell.rounds.append((intervals, _better(before, after)))
+            cell.rounds.append((intervals, before if after is None or before is None else max(before, after)))
             before = after
     return cells
 
 
-def _better(one: Roofs, other: Roofs) -> Roofs:
-    """Return the higher of each rate: what disturbs a probe only ever lowers it."""
-    return Roofs(*map(max, astuple(one), astuple(other)))
+def _memory_probe(engine: Engine, manifest: Manifest) -> Callable[[], float | None]:
+    """Return what measures the rate at which the engine's threads read as much as the weights, if it can."""
+    executor, weights = engine.executor, max(file.bytes for file in manifest.files.values())
+    if not isinstance(executor, ReadsMemory):
+        return lambda: None
+    return lambda: executor.read_bandwidth(weights)
 
 
 def _intervals(engine: Engine, prompts: Sequence[list[int]], cell: _Cell) -> list[float]:

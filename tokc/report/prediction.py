@@ -72,8 +72,8 @@ class KindTime:
 class Compared:
     """A step that was measured; `error` is predicted / measured - 1.
 
-    Where the machine's rates were probed beside the step, `predicted_s` is at those, `calibrated_s` at the
-    rates of the calibration, and `read_bytes_per_s` what memory gave; else both are None.
+    Where the rate of memory was probed beside the step, it is `read_bytes_per_s`, `predicted_s` is at that
+    rate and `calibrated_s` at the calibration's; else both are None.
     """
 
     batch: int
@@ -244,16 +244,17 @@ def _compare(model: StepModel, machine: Machine, grid: Grid) -> Comparison:
     rates = [cell.read_bytes_per_s for cell in cells if cell.read_bytes_per_s is not None]
     if rates:
         least, most = (units.scaled(rate, "B/s") for rate in (min(rates), max(rates)))
-        basis += f"; the machine's rates as probed beside each cell, of memory {least} to {most}"
+        basis += f"; memory as fast as probed beside each cell, {least} to {most}"
     return Comparison(grid.artifact, basis, grid.measured_at, grid.threads, grid.foreign_cpu, cells)
 
 
 def _cell(model: StepModel, cell: GridCell) -> Compared:
     calibrated = model.decode_s(cell.batch, cell.context)
-    if cell.roofs is None:
+    if cell.read_bytes_per_s is None:
         wrong = error(calibrated, cell.token_s)
         return Compared(cell.batch, cell.context, calibrated, cell.token_s, cell.median_s, wrong)
-    predicted = replace(model, roofs=cell.roofs).decode_s(cell.batch, cell.context)
+    slower = model.roofs.read_bytes_per_s / cell.read_bytes_per_s
+    predicted = replace(model, slower=slower).decode_s(cell.batch, cell.context)
     return Compared(
         cell.batch,
         cell.context,
@@ -262,5 +263,5 @@ def _cell(model: StepModel, cell: GridCell) -> Compared:
         cell.median_s,
         error(predicted, cell.token_s),
         calibrated,
-        cell.roofs.read_bytes_per_s,
+        cell.read_bytes_per_s,
     )

@@ -47,13 +47,13 @@ def grid_section(comparisons: Sequence[Comparison]) -> Section:
         for cell in one.cells
     )
     measured = ("artifact", "batch", "context", "measured, least", "median")
-    columns = (*measured, "predicted", "error", "memory", "at the fit's rates")
+    columns = (*measured, "predicted", "error", "memory", "at the fit's rate")
     notes = [summary(comparisons), *dict.fromkeys(f"Predicted: {one.basis}." for one in comparisons)]
     return Section("Predicted against measured time of a token", columns, rows, "\n".join(notes))
 
 
 def _beside(cell: Compared) -> tuple[str, str]:
-    """Return what memory gave beside a cell, and the error of a prediction at the calibration's rates."""
+    """Return what memory gave beside a cell, and the error of a prediction at the calibration's rate."""
     if cell.calibrated_s is None or cell.read_bytes_per_s is None:
         return "–", "–"
     wrong = units.percent(cell.calibrated_s / cell.measured_s - 1)
@@ -73,7 +73,7 @@ def summary(comparisons: Sequence[Comparison]) -> str:
     ]
     if fixed:
         at_fit = sum(fixed) / len(fixed)
-        text += f" At the rates of the calibration it would be {at_fit:.1%}, {max(fixed):.1%} at worst."
+        text += f" At the calibration's rate of memory it would be {at_fit:.1%}, {max(fixed):.1%} at worst."
     foreign = max(one.foreign_cpu for one in comparisons)
     if foreign >= DISTURBED_SHARE:
         text += f" Other programs took {foreign:.0%} of the cores meanwhile: measure again when quiet."
