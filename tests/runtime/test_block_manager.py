@@ -1,6 +1,7 @@
 """Pages: none is lost, none is lent twice, and one is shared only for the same tokens before it."""
 
-from hypothesis import settings
+import pytest
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -60,3 +61,29 @@ class Lending(RuleBasedStateMachine):
 
 TestLending = Lending.TestCase
 TestLending.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+
+
+@given(st.lists(st.integers(0, 2), max_size=20), st.integers(1, 4), st.data())
+def test_only_full_pages_have_digests_however_the_tokens_came(
+    tokens: list[int], page: int, data: st.DataObject
+) -> None:
+    whole: list[bytes] = []
+    extend_digests(whole, tokens, page)
+    assert len(whole) == len(tokens) // page
+    grown: list[bytes] = []
+    extend_digests(grown, tokens[: data.draw(st.integers(0, len(tokens)))], page)
+    extend_digests(grown, tokens, page)
+    assert grown == whole
+    salted: list[bytes] = []
+    extend_digests(salted, tokens, page, b"salt")
+    assert not set(salted) & set(whole)
+
+
+def test_a_page_is_released_once_and_sealed_in_use_only() -> None:
+    blocks = BlockManager(PAGES, PAGE)
+    page = blocks.allocate()
+    blocks.release([page])
+    with pytest.raises(AssertionError, match="released twice"):
+        blocks.release([page])
+    with pytest.raises(AssertionError, match="not in use"):
+        blocks.seal(page, b"digest")
