@@ -16,13 +16,17 @@ _T = TypeVar("_T")
 
 
 class TargetInfo(NamedTuple):
-    """State the machine of the kernels; `arch` as `uname -m` says it, `library` a file in kernels/."""
+    """State the machine of the kernels; `arch` as `uname -m` says it, `library` a file in kernels/.
+
+    `schedule` is how they go about their work where `tokc tune-kernels` chose it.
+    """
 
     kind: str
     device: str
     arch: str
     features: tuple[str, ...]
     library: str
+    schedule: Mapping[str, int] = {}
 
 
 class ModelInfo(NamedTuple):
@@ -123,6 +127,8 @@ class Manifest(NamedTuple):
         files = {name: file._asdict() for name, file in self.files.items()}
         whole = {"schema_version": SCHEMA_VERSION, **self._asdict(), **parts, "files": files}
         del whole[DRAFT]
+        if not self.target.schedule:
+            del parts["target"]["schedule"]
         return whole | ({} if self.draft is None else {DRAFT: self.draft._asdict()})
 
     @classmethod
@@ -207,6 +213,7 @@ def _target(reader: _Reader) -> TargetInfo:
         arch=reader.get("arch", str),
         features=reader.row("features", str),
         library=reader.get("library", str),
+        schedule=reader.table("schedule", int) if "schedule" in reader.value else {},
     )
 
 

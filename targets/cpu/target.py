@@ -1,7 +1,7 @@
 """The CPU target: its devices, its default passes, and the way from a program to code."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from tokc.artifact.writer import Tensor
 from tokc.ir.program import Program
@@ -12,7 +12,9 @@ from tokc.targets.cpu.emit import emit
 from tokc.targets.cpu.isa import ISAS, host_isa, runnable_isas
 from tokc.targets.cpu.kernel_cache import KernelCache, default_folder
 from tokc.targets.cpu.kernels.peak import peaks
+from tokc.targets.cpu.kernels.quant_linear import DEFAULT_SCHEDULE
 from tokc.targets.cpu.link import link
+from tokc.targets.cpu.schedules import kept_schedule, scheduled
 from tokc.targets.memory import plan_memory
 from tokc.targets.plan import Plan
 
@@ -35,7 +37,10 @@ def devices() -> tuple[Device, ...]:
 
 
 def lower(program: Program, device: str, limits: Limits) -> Lowered:
-    """Lower a ragged program: emit launches, place buffers, compile and link kernels, pack weights."""
+    """Lower a ragged program: emit launches, place buffers, compile and link kernels, pack weights.
+
+    The kernels' schedule is what `tokc tune-kernels` found for `device` on this machine, if it ran.
+    """
     isa = ISAS[device]
     page = program.kv.page if program.kv else 1
     bounds = {
@@ -52,8 +57,8 @@ def lower(program: Program, device: str, limits: Limits) -> Lowered:
         drafting, more, own = emit_draft(program.draft, isa, bounds, weights)
         known = {kernel.symbol for kernel in kernels}
         kernels = (*kernels, *(kernel for kernel in more if kernel.symbol not in known))
-    probes = peaks(isa)
-    kernels = (*kernels, *probes)
+    probes, schedule = peaks(isa), kept_schedule(device)
+    kernels = (*(scheduled(kernel, schedule) for kernel in kernels), *probes)
     symbols = tuple(kernel.symbol for kernel in kernels)
     plan = replace(plan_memory(plan), kernels=symbols, probes=tuple(probe.launch for probe in probes))
     objects = KernelCache(default_folder()).compile(kernels, isa)
@@ -63,6 +68,7 @@ def lower(program: Program, device: str, limits: Limits) -> Lowered:
         arch=isa.triple.split("-")[0],
         features=tuple(sorted(isa.features)),
         library=LIBRARY,
+        schedule={} if schedule == DEFAULT_SCHEDULE else asdict(schedule),
     )
     files = {**plan.files(), f"kernels/{LIBRARY}": link(kernels, objects, isa)}
     if drafting is not None:

@@ -18,7 +18,7 @@ from tokc.errors import GateNotMet, TokcError
 COMMANDS = {
     "build", "run", "serve", "deploy", "key", "bench", "eval", "report", "check", "diff", "compare",
     "inspect", "export", "verify", "passes", "targets", "doctor", "opt", "load_test", "tune",
-    "sign", "verify_signature", "train_heads",
+    "sign", "verify_signature", "train_heads", "tune_kernels",
 }  # fmt: skip
 TOOLS = {"entry", "app", "console", "inspect_gpu", "inspect_xla", "__init__"}
 FOLDER = Path(program.__file__).parent

@@ -59,6 +59,11 @@ def default_folder() -> Path:
     return cache_folder() / "builds"
 
 
+def schedules_folder() -> Path:
+    """Return where `tokc tune-kernels` keeps what it finds."""
+    return cache_folder() / "schedules"
+
+
 @dataclass(frozen=True)
 class BuildCache:
     """A folder with an artifact a key, of `limit_bytes` at most; what was not used for longest goes first."""
@@ -150,6 +155,7 @@ def key_of(
         "packages": {package: _version(package) for package in PACKAGES},
         "python": platform.python_version(),
         "host": _host(target),
+        **_schedules(target),
     }
     return hashlib.sha256(canonical_json(stated)).hexdigest()
 
@@ -159,6 +165,12 @@ def _host(target: str) -> list[str]:
     if target.partition(":")[0] not in HOST_KINDS:
         return drivers
     return [platform.machine(), cpu_name(), *sorted(cpu_features()), *drivers]
+
+
+def _schedules(target: str) -> dict[str, dict[str, str]]:
+    """Return what builds for CPUs take from `tokc tune-kernels`, if it ran here."""
+    files = sorted(schedules_folder().glob("*.json")) if target.partition(":")[0] == "cpu" else []
+    return {"schedules": {path.name: sha256(path) for path in files}} if files else {}
 
 
 def _hashes(model: Path) -> dict[str, str]:

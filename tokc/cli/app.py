@@ -28,6 +28,7 @@ from tokc.cli import (
     targets,
     train_heads,
     tune,
+    tune_kernels,
     verify,
     verify_signature,
 )
@@ -46,6 +47,7 @@ app = typer.Typer(
 )
 app.command()(build.build)
 app.command()(tune.tune)
+app.command()(tune_kernels.tune_kernels)
 app.command()(train_heads.train_heads)
 app.command()(run.run)
 app.command()(serve.serve)

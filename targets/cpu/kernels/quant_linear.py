@@ -24,6 +24,23 @@ TILES_AT_ONCE = 2
 
 
 @dataclass(frozen=True)
+class Schedule:
+    """How a kernel goes about its work; no choice changes a bit of what it computes.
+
+    `ahead_bytes` is how far ahead a thread asks for weights that it reads once. Where rows are more than fit
+    in registers beside two weight tiles, `tiles_at_once` (1 or 2) are taken by some rows at a time, and from
+    `block_rows` rows on weights are unpacked to the cache first (the matrix unit has its own way).
+    """
+
+    ahead_bytes: int = 12288
+    tiles_at_once: int = 1
+    block_rows: int = 32
+
+
+DEFAULT_SCHEDULE = Schedule()
+
+
+@dataclass(frozen=True)
 class QuantLinear:
     """y f32[rows, n] of xq i8[rows, k]; `bits` 2, 3, 4 or 8; int8 is symmetric.
 
@@ -40,6 +57,7 @@ class QuantLinear:
     y_stride: int
     block: int = GROUP
     scale_bits: int = 16
+    schedule: Schedule = DEFAULT_SCHEDULE
 
     @property
     def symbol(self) -> str:

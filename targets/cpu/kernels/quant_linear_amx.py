@@ -70,7 +70,7 @@ class Matrix:
                 with T.Then():
                     self.rows_of(tile, first, count)
                 with T.Else():
-                    self.stream.rows_of(tile, first, count)
+                    self.stream.rows_of([tile], first, count)
 
     def rows_of(self, tile: Expr, first: Expr, count: Expr) -> None:
         """Compute a block of rows; the last tile of rows overlaps the one before it."""

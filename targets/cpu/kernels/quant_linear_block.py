@@ -32,12 +32,10 @@ REST_ROWS = (4, 2, 1)
 class Block:
     """Builds the statements; `begin` and `end` are a part's first group and the one after its last."""
 
-    least_rows = 32
-
     def __init__(self, body: "Body") -> None:
         """Declare registers, and room on the stack."""
         spec, self.lanes = body.spec, body.lanes
-        self.body, self.spec = body, spec
+        self.body, self.spec, self.least_rows = body, spec, spec.schedule.block_rows
         self.rows, self.tiles = (4, 1) if spec.pairwise else (spec.isa.accumulators * 3 // 4, TILES_AT_ONCE)
         self.parts, self.size = parts(spec.groups)
         count, outputs = self.rows * self.tiles, self.tiles * self.lanes

@@ -2,7 +2,7 @@
 
 Up to `most_rows` rows, a thread's share of tiles is cut into two equal runs that are read side by side: the
 CPU's prefetchers stop at the end of a 4 KiB page, and one stream alone leaves a part of the memory's
-bandwidth unused. More rows take one tile of weights at a time, several times.
+bandwidth unused. More rows take one tile of weights at a time, or two, several times.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 LINE_BYTES = 64
 STREAMS = TILES_AT_ONCE
-AHEAD_BYTES, AHEAD_BYTES_ONCE = 16384, 12288
+AHEAD_BYTES = 16384
 
 
 class Stream:
@@ -49,8 +49,9 @@ class Stream:
         for count in range(1, self.most_rows + 1):
             with T.If(rows == count), T.Then():
                 self.side_by_side(count)
-        with T.If(rows > self.most_rows), T.Then(), T.serial(self.low, self.high) as tile:
-            self.rows_of(tile, T.int32(0), rows)
+        width = self.spec.schedule.tiles_at_once
+        with T.If(rows > self.most_rows), T.Then(), T.serial(self.low // width, self.high // width) as span:
+            self.rows_of([T.Bind(span * width + i) for i in range(width)], T.int32(0), rows)
 
     def side_by_side(self, count: int) -> None:
         """Compute `count` rows, two tiles at a time."""
@@ -58,13 +59,13 @@ class Stream:
         with T.serial(0, length) as at:
             self.tile([T.Bind(self.low + i * length + at) for i in range(STREAMS)], T.int32(0), count)
 
-    def rows_of(self, tile: Expr, first: Expr, count: Expr) -> None:
-        """Compute the rows [first, first + count) of one tile, in pieces that halve at the end."""
-        done, piece = first, self.most
+    def rows_of(self, tiles: Sequence[Expr], first: Expr, count: Expr) -> None:
+        """Compute the rows [first, first + count) of some tiles, in pieces that halve at the end."""
+        done, piece = first, self.most // len(tiles)
         while piece:
             pieces = T.Bind((first + count - done) // piece)
             with T.serial(0, pieces) as at:
-                self.tile([tile], T.Bind(done + at * piece), piece, once=False)
+                self.tile(tiles, T.Bind(done + at * piece), piece, once=False)
             done = T.Bind(done + pieces * piece)
             piece //= 2
 
@@ -106,6 +107,6 @@ class Stream:
         spec = self.spec
         part = spec.tile_bytes // spec.groups
         for line in range(0, part, LINE_BYTES):
-            ahead = AHEAD_BYTES_ONCE if once else AHEAD_BYTES
+            ahead = spec.schedule.ahead_bytes if once else AHEAD_BYTES
             place = self.body.w[T.min(tile * spec.tile_bytes + group * part + (ahead + line), self.last)]
             prefetch(place, once=once)
