@@ -249,9 +249,7 @@ def deployed(
     host, port = listen
     ray.init(address=cluster or "local", log_to_driver=cluster is None)
     try:
-        serve.start(
-            http_options={"host": host, "port": port, "keep_alive_timeout_s": settings.keep_alive_s}
-        )
+        serve.start(http_options={"host": host, "port": port, "keep_alive_timeout_s": settings.keep_alive_s})
         serve.run(application(load, scale, settings, keys), name=APPLICATION, route_prefix="/")
         yield
         if cluster is None:
