@@ -61,16 +61,22 @@ def kept_schedule(isa: str, threads: int | None = None) -> Schedule:
     except OSError:
         return DEFAULT_SCHEDULE
     try:
-        stated = json.loads(text)
-        assert stated["schema_version"] == VERSION, "another version"
-        values = {each.name: int(stated["schedule"][each.name]) for each in fields(Schedule)}
-        assert all(low <= values[name] <= high for name, (low, high) in BOUNDS.items()), "out of bounds"
-    except (ValueError, KeyError, TypeError, AssertionError) as error:
+        return _parsed(text)
+    except (ValueError, KeyError, TypeError) as error:
         raise TokcError(
             "the kernels' schedule in the user's cache is damaged",
             where=str(path),
             hint="make it again: tokc tune-kernels; or delete the file",
         ) from error
+
+
+def _parsed(text: str) -> Schedule:
+    """Read a kept schedule; what is raised says that it is none."""
+    stated = json.loads(text)
+    values = {each.name: int(stated["schedule"][each.name]) for each in fields(Schedule)}
+    whole = all(low <= values[name] <= high for name, (low, high) in BOUNDS.items())
+    if stated["schema_version"] != VERSION or not whole:
+        raise ValueError(f"no schedule of version {VERSION}")
     return Schedule(**values)
 
 
