@@ -10,32 +10,42 @@ from tokc.targets.gpu.codegen import Compiled, compile_kernels
 from tokc.targets.gpu.device import ARCHITECTURES
 from tokc.targets.gpu.kernel import Kernel
 
-MODEL = "smollm2-135m"
+MODEL, EXPERTS = "smollm2-135m", "qwen3-30b-a3b"
 DOCUMENT = Path("docs/targets/cuda.md")
 
 
-@pytest.fixture(scope="module", params=["sm_90", "gfx942"])
-def compiled(request: pytest.FixtureRequest) -> tuple[str, dict[Kernel, Compiled]]:
-    kernels = kernels_of(MODEL, request.param)
-    return request.param, dict(
-        zip(kernels, compile_kernels(kernels, ARCHITECTURES[request.param]), strict=True)
-    )
+Made = tuple[str, str, dict[Kernel, Compiled]]
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        *((MODEL, name) for name in ("sm_90", "gfx942")),
+        *(pytest.param((EXPERTS, name), marks=pytest.mark.slow) for name in ("sm_90", "gfx942")),
+    ],
+    ids="-".join,
+)
+def compiled(request: pytest.FixtureRequest) -> Made:
+    model, name = request.param
+    kernels = kernels_of(model, name)
+    code = compile_kernels(kernels, ARCHITECTURES[name])
+    return model, name, dict(zip(kernels, code, strict=True))
 
 
 def test_no_kernel_spills_and_products_use_the_matrix_unit(
-    compiled: tuple[str, dict[Kernel, Compiled]],
+    compiled: Made,
 ) -> None:
-    name, made = compiled
+    _, name, made = compiled
     refused = [said for kernel, one in made.items() for said in failures(kernel, one, ARCHITECTURES[name])]
     assert refused == []
     assert any(kernel.tensor_cores for kernel in made)
 
 
-def test_the_committed_table_is_what_the_code_takes(compiled: tuple[str, dict[Kernel, Compiled]]) -> None:
+def test_the_committed_table_is_what_the_code_takes(compiled: Made) -> None:
     """Write it anew with `python -m bench.gpu_kernels --write` and read the difference."""
-    name, made = compiled
+    model, name, made = compiled
     table = (repository() / DOCUMENT).read_text().partition(BEGIN)[2].partition(END)[0]
-    lines = table.partition(f"### {MODEL}")[2].partition("###")[0].strip().splitlines()
+    lines = table.partition(f"### {model}")[2].partition("###")[0].strip().splitlines()
     head, *rows = [[part.strip() for part in line.strip("|").split("|")] for line in lines if "|" in line]
     stated = {row[0]: row[head.index(name)] for row in rows[1:]}
     assert {title(kernel): cell(kernel, one) for kernel, one in made.items()} == stated

@@ -12,7 +12,7 @@ from tokc.targets.gpu.kernels.linear import WIDE_ROWS, default_tile
 from tokc.targets.gpu.resources import Resources
 from tokc.targets.gpu.tiles import TABLE, Tile, class_of, shipped, shipped_rows, table_text
 
-SEARCHED = ("sm_89", "sm_100")
+SEARCHED = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 CLASSES = {"fewest": 1024, "few": 2048, "middle": 4096, "many": 28672}
 RESOURCES = Resources(64, 0, 1 << 15, 500, 8, 20, 10, occupancy=0.25)
 SASS = """
