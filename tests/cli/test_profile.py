@@ -1,6 +1,7 @@
 """`tokc bench --profile` over a tiny model's real artifact."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -13,7 +14,7 @@ from typer.testing import CliRunner
 from tests.tiny_models import tiny_folder
 from tokc.cli.app import app
 from tokc.compiler import Request, build
-from tokc.errors import TokcError
+from tokc.errors import TokcError, UnknownOption
 
 runner = CliRunner(env={"COLUMNS": "160", "NO_COLOR": "1"})
 SCHEMA = Path("docs/reference/report.schema.json")
@@ -126,3 +127,19 @@ def test_options_of_a_profile_need_one(artifact: Path, option: list[str]) -> Non
     result = runner.invoke(app, ["bench", str(artifact), *option])
     assert result.exit_code == 2
     assert "add --profile" in result.output
+
+
+@pytest.mark.parametrize("command", ["bench", "load-test"])
+def test_an_artifact_of_another_machine_is_not_measured_here(
+    artifact: Path, tmp_path: Path, command: str
+) -> None:
+    other = tmp_path / "other.tokc"
+    shutil.copytree(artifact, other)
+    manifest = json.loads((other / "manifest.json").read_text())
+    (other / "manifest.json").write_text(
+        json.dumps(manifest | {"target": manifest["target"] | {"arch": "riscv64"}})
+    )
+    result = runner.invoke(app, [command, str(other)])
+    assert isinstance(result.exception, UnknownOption), result.output
+    assert "riscv64" in str(result.exception)
+    assert [path.name for path in tmp_path.iterdir()] == [other.name]

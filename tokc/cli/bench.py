@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tokc.cli.console import console, print_json, progress
+from tokc.cli.console import console, load_to_measure, print_json, progress
 from tokc.cli.run import Speculative
 
 if TYPE_CHECKING:
@@ -45,8 +45,6 @@ def bench(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Measure time to first token, time per token and tokens per second in a closed loop."""
-    import tokc
-
     if grid:
         _grid(artifact, repetitions, threads, out, as_json=as_json)
         return
@@ -59,7 +57,7 @@ def bench(
         raise typer.BadParameter("--context, --chunk and --svg are of a profile: add --profile")
     batches, load = tuple(batch or (1, 8)), Load(prompt_tokens, output_tokens, repetitions)
     steps = Steps(batches, context or prompt_tokens + output_tokens // 2, chunk)
-    opened = partial(tokc.load, artifact, threads=threads, speculative_config=speculative)
+    opened = partial(load_to_measure, artifact, threads=threads, speculative_config=speculative)
     result = _measure(artifact, opened, batches, load, steps if profile else None, device)
     path = out or bench_path(artifact)
     records.write(path, result)

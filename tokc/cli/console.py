@@ -6,14 +6,18 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from tokc.errors import TokcError
+from tokc.errors import ArtifactRefused, TokcError, UnknownOption
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.console import Console
+
+    from tokc.runtime.engine import Engine
 
 REPEATED = frozenset({"answers:", "features:", "item", "pack", "step", "window"})
 
@@ -70,3 +74,16 @@ def needs_extra(extra: str, command: str) -> Iterator[None]:
             f"`tokc {command}` needs '{name}', which is not installed",
             hint=f"install the extra `{extra}` too: pip install 'WHEEL[{extra}]', or '.[{extra}]' in a clone",
         ) from error
+
+
+def load_to_measure(artifact: "Path", **options: Any) -> "Engine":
+    """Load an artifact that the user names to be measured here.
+
+    Raises: UnknownOption if this machine cannot run it.
+    """
+    import tokc
+
+    try:
+        return tokc.load(artifact, **options)
+    except ArtifactRefused as error:
+        raise UnknownOption(error.problem, where=error.where or str(artifact), hint=error.hint) from error

@@ -1,5 +1,6 @@
 """`tokc diff`: what changed between two artifacts."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -7,7 +8,7 @@ import typer
 
 from tokc.cli import check
 from tokc.cli.check import Inconclusive
-from tokc.cli.console import console, print_json, progress
+from tokc.cli.console import console, load_to_measure, print_json, progress
 
 if TYPE_CHECKING:
     from tokc.cost.measure import Load
@@ -65,10 +66,10 @@ def diff(
 def _measure(
     paths: tuple[Path, Path], batches: tuple[int, ...], load: "Load", threads: int | None
 ) -> "tuple[PairedFigure, ...]":
-    import tokc
     from tokc.cost.paired import measure_paired
 
     with progress() as say:
         say(f"load {paths[0]} and {paths[1]}")
-        with tokc.load(paths[0], threads=threads) as first, tokc.load(paths[1], threads=threads) as second:
+        loaded = partial(load_to_measure, threads=threads)
+        with loaded(paths[0]) as first, loaded(paths[1]) as second:
             return measure_paired((first, second), batches, load, say)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tokc.cli.console import console, needs_extra, print_json, progress
+from tokc.cli.console import console, load_to_measure, needs_extra, print_json, progress
 from tokc.cli.run import Speculative
 
 if TYPE_CHECKING:
@@ -99,13 +99,12 @@ def _default_out(artifact: Path | None) -> Path:
 def _in_process(
     artifact: Path, threads: int | None, speculative: Speculative, plan: "Plan", say: "Progress"
 ) -> "ServingBench":
-    import tokc
     from tokc.cost.serving.endpoint import EngineEndpoint
     from tokc.cost.serving.record import Subject, measure_load
     from tokc.report.collect import manifest_sha256
 
     say(f"open {artifact}")
-    with tokc.load(artifact, threads=threads, speculative_config=speculative) as engine:
+    with load_to_measure(artifact, threads=threads, speculative_config=speculative) as engine:
         subject = Subject(artifact.name, manifest_sha256(artifact))
         return asyncio.run(measure_load(EngineEndpoint(engine), subject, plan, say))
 
