@@ -10,6 +10,7 @@ import json
 import signal
 import socket
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +30,7 @@ STOPPED, KILLED = 0, 1
 CLOSE_S = 5
 SEND_BUFFER_BYTES = 128 << 10
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+READERS = 2  # threads that read long prompts and grammars; each keeps megabytes of its own from the first
 
 
 class Tls(NamedTuple):
@@ -222,6 +224,7 @@ def serve_until_stopped(
 
     async def run() -> None:
         loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(READERS, "tokc-reader"))
         for number in SIGNALS:
             loop.add_signal_handler(number, server.stop)
         on_start()
