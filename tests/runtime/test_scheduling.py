@@ -62,3 +62,48 @@ def test_the_least_urgent_gives_its_pages_back(first_urgent: bool) -> None:
         core.step()
     urgent = min(pair, key=lambda one: one.priority)
     assert core.scheduler.running == [urgent]
+
+
+def run_all(core: Core, *sequences: Sequence) -> int:
+    """Run sequences, given at once, to their ends; return how often one gave its pages back."""
+    for one in sequences:
+        core.add(one)
+    while not core.idle:
+        core.step()
+    return core.gauges.preemptions
+
+
+def outputs(tokens: int, count: int) -> Sequence:
+    one = sequence(0, 0.0, tokens)
+    one.last_output = count
+    return one
+
+
+def test_a_full_cache_preempts_nobody_whose_pages_suffice() -> None:
+    core = Core(HashModel(num_pages=5, page_size=4, max_seqs=2))
+    assert run_all(core, outputs(5, 7), outputs(5, 3)) == 0  # they end with three pages and with two
+
+
+def test_who_comes_later_leaves_a_page_to_each_that_runs() -> None:
+    core = Core(HashModel(num_pages=4, page_size=4, max_seqs=2))
+    assert run_all(core, outputs(8, 2), outputs(8, 2)) == 0
+
+
+@pytest.mark.parametrize(("tokens", "found"), [(8, 4), (9, 8), (11, 8), (12, 8), (13, 12)])
+def test_all_full_pages_of_a_prompt_are_found_but_for_its_last_token(tokens: int, found: int) -> None:
+    core = Core(HashModel(page_size=4))
+    again = outputs(tokens, 1)
+    run_all(core, outputs(tokens, 1))
+    run_all(core, again)
+    assert again.cached_tokens == found
+
+
+def test_pages_for_drafts_are_what_runs_can_spare() -> None:
+    core = Core(HashModel(num_pages=5, page_size=4, max_seqs=2))
+    one = outputs(6, 9)
+    core.add(one)
+    core.step()
+    assert len(one.tokens) == 7
+    assert core.scheduler.grow(one, 1) == 1
+    assert core.scheduler.grow(one, 3) == 3
+    assert core.scheduler.grow(one, 40) == 4 * 4 - 7  # a fifth page stays for the sequence itself
