@@ -81,7 +81,7 @@ def outputs(tokens: int, count: int) -> Sequence:
 
 def test_a_full_cache_preempts_nobody_whose_pages_suffice() -> None:
     core = Core(HashModel(num_pages=5, page_size=4, max_seqs=2))
-    assert run_all(core, outputs(5, 7), outputs(5, 3)) == 0  # they end with three pages and with two
+    assert run_all(core, outputs(7, 5), outputs(5, 3)) == 0  # they end with three pages and with two
 
 
 def test_who_comes_later_leaves_a_page_to_each_that_runs() -> None:
