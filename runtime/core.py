@@ -118,7 +118,7 @@ class Core:
         self._paths.clear()
         while ready:
             wanted = [rows[sequence] + _row(nodes[sequence]) for sequence in ready]
-            choices = sample(logits, ready, wanted, self.executor.likeliest)
+            choices = sample(logits, ready, wanted, self.executor.likeliest, self.executor.blocks)
             on = []
             for sequence, (token, logprob) in zip(ready, choices, strict=True):
                 sequence.append(token)
@@ -184,6 +184,7 @@ class Core:
         positions: list[int] = []
         sequences: list[int] = []
         rows: list[int] = []
+        scales: list[float] = []
         seqs, blocks, now = 0, 0, time.perf_counter()
         for chunk in chunks:
             sequence, count = chunk.sequence, chunk.count
@@ -199,12 +200,14 @@ class Core:
             sequences += [slot] * count
             if start + count == len(sequence.tokens) + len(draft):
                 rows += range(len(ids) - 1 - len(draft), len(ids))
+                scales += [sequence.params.scale] * (1 + len(draft))
         batch = Batch(
             input_ids=np.array(ids, np.int32),
             positions=np.array(positions, np.int32),
             sequences=np.array(sequences, np.int32),
             block_tables=self._tables[:seqs, :blocks],
             logit_rows=np.array(rows, np.int32),
+            scales=np.array(scales, np.float32) if any(scales) else None,
         )
         return batch if all(tree.is_chain for tree in drafts.values()) else _branching(batch, chunks, drafts)
 

@@ -9,34 +9,54 @@ from collections.abc import Sequence as Items
 import numpy as np
 import numpy.typing as npt
 
-from tokc.runtime.executors.base import Float32s, Int32s, Logits
+from tokc.runtime.drawing import draw_together
+from tokc.runtime.executors.base import Float32s, Int32s, LogitBlocks, Logits
 from tokc.runtime.penalties import PenaltyState
 from tokc.runtime.sequence import Logprob, SamplingParams, Sequence
 
 Choice = tuple[int, Logprob | None]
 
 _UINT64 = 0xFFFF_FFFF_FFFF_FFFF
+_PHILOX_WORDS = 4  # of one count
+UNIFORMS = 16  # that are made at once
 # A nucleus is looked for among the tokens of at least this share of the likeliest one's probability.
 _NUCLEUS_CUTS = (1e-2, 1e-4, 0.0)
 _SUMS_DIFFER = 1 - 1e-9  # by less than this, whatever the order of their f64 additions
 
 
 def sample(
-    logits: Logits, sequences: Items[Sequence], rows: Items[int], likeliest: Int32s | None = None
+    logits: Logits,
+    sequences: Items[Sequence],
+    rows: Items[int],
+    likeliest: Int32s | None = None,
+    blocks: LogitBlocks | None = None,
 ) -> list[Choice]:
     """Return a token, and its log probability where asked, for each sequence; its logits are row `rows[i]`.
 
-    Shapes: logits f32[rows, vocab]; likeliest i32[rows], if the executor found them.
+    Shapes: logits f32[rows, vocab]; likeliest i32[rows] and blocks, if the executor found them.
     """
     if likeliest is not None and all(sequence.params.plain_greedy for sequence in sequences):
         return [(token, None) for token in likeliest[rows].tolist()]
+    drawn = {} if blocks is None else _drawn_together(np.asarray(logits), blocks, sequences, rows)
     return [
         # A row that is not looked at need not be on the host.
         (int(likeliest[row]), None)
         if likeliest is not None and sequence.params.plain_greedy
-        else _choose(logits[row], sequence)
-        for row, sequence in zip(rows, sequences, strict=True)
+        else _choose(logits[row], sequence, drawn.get(index))
+        for index, (row, sequence) in enumerate(zip(rows, sequences, strict=True))
     ]
+
+
+def _drawn_together(
+    logits: Float32s, blocks: LogitBlocks, sequences: Items[Sequence], rows: Items[int]
+) -> dict[int, int | None]:
+    """Return the tokens of the sequences, by index, that can be drawn without a look at all logits."""
+    plain = [index for index, sequence in enumerate(sequences) if sequence.params.scale > 0]
+    if not plain:
+        return {}
+    params, uniforms = [sequences[i].params for i in plain], [_uniform(sequences[i]) for i in plain]
+    tokens = draw_together(logits, blocks, [rows[i] for i in plain], params, uniforms)
+    return dict(zip(plain, tokens, strict=True))
 
 
 def draw(logits: Float32s, params: SamplingParams, uniform: float) -> int:
@@ -60,8 +80,21 @@ def uniform_at(seed: int, index: int) -> float:
 
     Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3" (Philox4x64).
     """
-    generator = np.random.Philox(key=seed & _UINT64, counter=index)
-    return float(int(generator.random_raw()) >> 11) * 2.0**-53
+    return _uniforms(seed, index, 1)[0]
+
+
+def _uniforms(seed: int, index: int, count: int) -> list[float]:
+    """Return the numbers of `count` tokens from `index` on; a call costs as much as twenty of them."""
+    words = np.random.Philox(key=seed & _UINT64, counter=index).random_raw(_PHILOX_WORDS * count)
+    return [(word >> 11) * 2.0**-53 for word in words[::_PHILOX_WORDS].tolist()]
+
+
+def _uniform(sequence: Sequence) -> float:
+    """Return `uniform_at` of a sequence's next token; some ahead are made at once."""
+    first, place = divmod(sequence.output_length, UNIFORMS)
+    if sequence.uniforms is None or sequence.uniforms[0] != first:
+        sequence.uniforms = first, _uniforms(sequence.seed, first * UNIFORMS, UNIFORMS)
+    return sequence.uniforms[1][place]
 
 
 def top_ids(values: npt.NDArray[np.float32], count: int) -> npt.NDArray[np.int64]:
@@ -81,8 +114,10 @@ def log_probabilities(logits: Float32s, token: int, top: int) -> Logprob:
     return Logprob(token, float(logits[token]) - total, tuple((i, float(logits[i]) - total) for i in best))
 
 
-def _choose(logits: Float32s, sequence: Sequence) -> Choice:
+def _choose(logits: Float32s, sequence: Sequence, drawn: int | None = None) -> Choice:
     params = sequence.params
+    if drawn is not None:
+        return drawn, None if params.logprobs is None else log_probabilities(logits, drawn, params.logprobs)
     scores = logits
     too_early = sequence.output_length < params.min_tokens and bool(sequence.eos_ids)
     if params.adjusts or too_early or sequence.matcher is not None:
@@ -93,10 +128,7 @@ def _choose(logits: Float32s, sequence: Sequence) -> Choice:
         sequence.matcher.mask(scores)
     if too_early:
         _hold_back(scores, list(sequence.eos_ids))
-    if params.temperature == 0:
-        token = int(scores.argmax())
-    else:
-        token = draw(scores, params, uniform_at(sequence.seed, sequence.output_length))
+    token = int(scores.argmax()) if params.temperature == 0 else draw(scores, params, _uniform(sequence))
     if sequence.penalties is not None:
         sequence.penalties.see_output(token)
     if sequence.matcher is not None:

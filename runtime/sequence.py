@@ -4,7 +4,10 @@ import time
 from collections.abc import Mapping
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal, NamedTuple, TypedDict
+
+import numpy as np
 
 from tokc.errors import RequestRefused
 from tokc.runtime.grammar import Constraint, Matcher
@@ -92,7 +95,7 @@ class SamplingParams:
             if not holds:
                 raise RequestRefused(f"{name} is '{getattr(self, name)}', expected {expected}", where=name)
 
-    @property
+    @cached_property
     def adjusts(self) -> bool:
         """Say whether logits are changed by anything but temperature."""
         return bool(
@@ -102,16 +105,19 @@ class SamplingParams:
             or self.frequency_penalty != 0
         )
 
-    @property
+    @cached_property
     def plain_greedy(self) -> bool:
         """Say whether the token is simply the largest logit and nothing else is asked."""
-        return (
-            self.temperature == 0
-            and self.logprobs is None
-            and self.min_tokens == 0
-            and self.constraint is None
-            and not self.adjusts
-        )
+        return self.temperature == 0 and self.logprobs is None and self._plain
+
+    @cached_property
+    def scale(self) -> float:
+        """Return 1 / temperature in f32 where tokens are drawn from the model's own logits, else 0."""
+        return float(np.float32(1 / self.temperature)) if self.temperature > 0 and self._plain else 0.0
+
+    @property
+    def _plain(self) -> bool:
+        return self.min_tokens == 0 and self.constraint is None and not self.adjusts
 
 
 class Logprob(NamedTuple):
@@ -189,6 +195,7 @@ class Sequence:
         "submitted_s",
         "tabled",
         "tokens",
+        "uniforms",
     )
 
     def __init__(self, prompt: Items[int], params: SamplingParams, *, seed: int, last_output: int) -> None:
@@ -197,6 +204,7 @@ class Sequence:
         self.prompt_length = len(self.tokens)
         self.params = params
         self.seed = seed
+        self.uniforms: tuple[int, list[float]] | None = None  # the sampler's, from a token on
         self.last_output = last_output
         self.eos_ids: frozenset[int] = frozenset()
         self.arrival = -1

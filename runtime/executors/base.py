@@ -10,6 +10,8 @@ from tokc.errors import RequestRefused
 Int32s = npt.NDArray[np.int32]
 Float32s = npt.NDArray[np.float32]
 LIKELIEST = "likeliest"  # the output of a plan that tells the tokens; without it the host finds them
+# An input of a plan, and its outputs that help to draw; without them the host looks at every logit.
+SCALES, BLOCK_MAXIMA, BLOCK_SUMS = "scales", "block_maxima", "block_sums"
 TREE_NODES = 32  # of a sequence's tree, besides the token that it grows from
 
 
@@ -23,6 +25,7 @@ class Batch(NamedTuple):
         i32[tokens] besides: the entry of its sequence's cache that a token's key and value go to, and the
         earlier nodes that it follows, bit i for entry i of its tree. A token that continues its sequence has
         its position and 0. Tokens of one sequence need not ascend then.
+    scales f32[rows] is 1 / temperature of the rows that are drawn from, 0 of others; None if none is.
     """
 
     input_ids: Int32s
@@ -32,6 +35,18 @@ class Batch(NamedTuple):
     logit_rows: Int32s
     entries: Int32s | None = None
     ancestors: Int32s | None = None
+    scales: Float32s | None = None
+
+
+class LogitBlocks(NamedTuple):
+    """What a step found of each block of logits, in the rows that have a scale.
+
+    Shapes: maxima, sums f32[rows, blocks]; vocab / blocks columns are one block. A sum is of
+    exp(scale * (logit - largest of the row)), the exponent in f32; its relative error is below 1e-6.
+    """
+
+    maxima: Float32s
+    sums: Float32s
 
 
 class Trees(Protocol):
@@ -97,6 +112,11 @@ class Executor(Protocol):
 
         None where the device does not find it. Valid until the next step.
         """
+        ...
+
+    @property
+    def blocks(self) -> LogitBlocks | None:
+        """Return what helps to draw from the last step's logits, None where the device does not find it."""
         ...
 
     def close(self) -> None:

@@ -17,7 +17,15 @@ import numpy.typing as npt
 
 from tokc.errors import ArtifactRefused, RequestRefused
 from tokc.runtime.artifact import Artifact
-from tokc.runtime.executors.base import LIKELIEST, Batch, refuse_trees
+from tokc.runtime.executors.base import (
+    BLOCK_MAXIMA,
+    BLOCK_SUMS,
+    LIKELIEST,
+    SCALES,
+    Batch,
+    LogitBlocks,
+    refuse_trees,
+)
 from tokc.runtime.executors.cpu_trees import CpuTrees
 from tokc.runtime.manifest import DRAFT
 from tokc.runtime.memory import anonymous
@@ -116,6 +124,14 @@ class CpuExecutor:
         return None if self._likeliest is None else self._likeliest[: self._rows[1], 0]
 
     @property
+    def blocks(self) -> LogitBlocks | None:
+        """Return what helps to draw from the last step's logits; None where the plan does not look for it."""
+        if BLOCK_SUMS not in self._arrays:
+            return None
+        rows = self._rows[1]
+        return LogitBlocks(self._arrays[BLOCK_MAXIMA][:rows], self._arrays[BLOCK_SUMS][:rows])
+
+    @property
     def features(self) -> npt.NDArray[np.float32] | None:
         """Return the last step's hidden states f32[tokens, hidden], valid until the next step.
 
@@ -180,6 +196,8 @@ class CpuExecutor:
         inputs["logit_rows"][:rows] = batch.logit_rows
         inputs["block_tables"][: seqs * blocks] = batch.block_tables.reshape(-1)
         inputs["info"][:] = (tokens, rows, seqs, blocks)
+        if SCALES in inputs:
+            inputs[SCALES][:rows] = 0 if batch.scales is None else batch.scales
         if self.trees is not None:
             inputs["entries"][:tokens] = batch.positions if batch.entries is None else batch.entries
             inputs["ancestors"][:tokens] = 0 if batch.ancestors is None else batch.ancestors

@@ -50,7 +50,7 @@ class Padded(NamedTuple):
 class XlaExecutor:
     """Holds the weights, the paged cache and the compiled steps of one model; `num_pages` tell no scratch."""
 
-    likeliest = None  # the host finds it
+    likeliest = blocks = None  # the host finds them
     trees = None
 
     def __init__(self, artifact: Artifact, *, kv_bytes: int | None = None) -> None:

@@ -16,7 +16,7 @@ from tokc.errors import TargetRefused
 from tokc.ir.ops import OPS, named_inputs
 from tokc.ir.program import Program
 from tokc.ir.verify import TREE_INPUTS
-from tokc.runtime.executors.base import LIKELIEST
+from tokc.runtime.executors.base import BLOCK_MAXIMA, BLOCK_SUMS, LIKELIEST, SCALES
 from tokc.targets.cpu.codegen import Kernel
 from tokc.targets.cpu.experts import (
     Routing,
@@ -30,6 +30,8 @@ from tokc.targets.cpu.kernels.arg_max import ArgMax
 from tokc.targets.cpu.kernels.elementwise import Add, Apply, GatherRows, Multiply, Scale
 from tokc.targets.cpu.kernels.gated_activation import GatedActivation
 from tokc.targets.cpu.kernels.layer_norm import LayerNorm
+from tokc.targets.cpu.kernels.logit_blocks import WIDTH as BLOCK_WIDTH
+from tokc.targets.cpu.kernels.logit_blocks import LogitBlocks
 from tokc.targets.cpu.kernels.paged_attention import PagedAttention
 from tokc.targets.cpu.kernels.quantize import Quantize
 from tokc.targets.cpu.kernels.rms_norm import RmsNorm
@@ -140,6 +142,21 @@ def find_likeliest(low: Emission) -> None:
     tokens = low.buffer(Buffer(LIKELIEST, "output", "i32", ("rows", 1)))
     work = LaunchWork(row_bytes=4 * (kernel.vocab + 1))
     low.launches.append(Launch(kernel.symbol, (logits.operand, tokens), "rows", "ArgMax", None, work))
+    if kernel.vocab % BLOCK_WIDTH == 0:
+        _look_at_blocks(low, logits, kernel.vocab, tokens)
+
+
+def _look_at_blocks(low: Emission, logits: Slot, vocab: int, tokens: Operand) -> None:
+    """End the step with what drawing needs of the rows that are drawn from; greedy ones cost nothing."""
+    kernel = LogitBlocks(low.isa, vocab, logits.stride)
+    low.kernels.setdefault(kernel.symbol, kernel)
+    scales = low.buffer(Buffer(SCALES, "input", "f32", ("rows",)))
+    outputs = [
+        low.buffer(Buffer(name, "output", "f32", ("rows", vocab // BLOCK_WIDTH)))
+        for name in (BLOCK_MAXIMA, BLOCK_SUMS)
+    ]
+    operands, work = (logits.operand, tokens, scales, *outputs), LaunchWork(row_bytes=4)
+    low.launches.append(Launch(kernel.symbol, operands, "rows", "LogitBlocks", None, work))
 
 
 def wanted(value: ir.Value) -> tuple[bool, bool]:

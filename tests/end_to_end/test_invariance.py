@@ -12,8 +12,9 @@ from tests.conftest import BuiltModel
 from tokc.runtime.artifact import Artifact
 from tokc.runtime.core import Core
 from tokc.runtime.engine import Engine
-from tokc.runtime.executors.base import Batch
+from tokc.runtime.executors.base import Batch, LogitBlocks
 from tokc.runtime.executors.cpu import CpuExecutor
+from tokc.runtime.sequence import SamplingOptions
 
 PAGES = 96
 DECODED = 3
@@ -123,6 +124,19 @@ def answers(engine: Engine, core: Core) -> list[tuple[object, ...]]:
     fresh = Engine(engine.executor, engine.tokenizer, core=core)
     found = fresh.generate_all(PROMPTS, max_tokens=24, ignore_eos=True, logprobs=2)
     return [(result.token_ids, result.logprobs) for result in found]
+
+
+@pytest.mark.parametrize("options", [{}, {"top_p": 0.9}, {"top_k": 40, "min_p": 0.05}], ids=str)
+def test_drawn_tokens_depend_neither_on_the_batch_nor_on_who_finds_the_sums(
+    smollm2_int4: BuiltModel, monkeypatch: pytest.MonkeyPatch, options: SamplingOptions
+) -> None:
+    """Alone without the kernels' sums of each block of logits, and together with them."""
+    drawn: SamplingOptions = {"max_tokens": 12, "ignore_eos": True, "temperature": 0.9, "seed": 7, **options}
+    with Engine.open(smollm2_int4.path) as engine:
+        together = [result.token_ids for result in engine.generate_all(PROMPTS, **drawn)]
+        assert isinstance(engine.executor.blocks, LogitBlocks)
+        monkeypatch.setattr(CpuExecutor, "blocks", None)
+        assert [engine.generate(prompt, **drawn).token_ids for prompt in PROMPTS] == together
 
 
 def test_prefix_cache_and_preemption_change_no_answer(smollm2_int4: BuiltModel) -> None:

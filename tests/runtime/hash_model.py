@@ -39,6 +39,7 @@ class HashModel:
     """An executor whose cache holds one number a token."""
 
     likeliest = None  # the host finds it
+    blocks: Any = None
     trees: Any = None
 
     def __init__(

@@ -15,6 +15,7 @@ from tokc.targets.cpu.kernels.arg_max import ArgMax
 from tokc.targets.cpu.kernels.elementwise import Add, Apply, GatherRows, Multiply, Scale
 from tokc.targets.cpu.kernels.gated_activation import GatedActivation
 from tokc.targets.cpu.kernels.layer_norm import LayerNorm
+from tokc.targets.cpu.kernels.logit_blocks import LogitBlocks
 from tokc.targets.cpu.kernels.quantize import Quantize
 from tokc.targets.cpu.kernels.residual_silu import ResidualSilu
 from tokc.targets.cpu.kernels.rms_norm import RmsNorm
@@ -23,7 +24,7 @@ Array = npt.NDArray[Any]
 Align = Callable[[Array], Array]
 ROWS = 5
 WIDTH, STRIDE = 576, 640
-LOGITS, VOCABULARIES = 416, (1, 64, 77, 400)
+LOGITS, VOCABULARIES, BLOCKS = 416, (1, 64, 77, 400), 6
 RNG = np.random.default_rng(7)
 
 
@@ -79,7 +80,11 @@ ALL: Sequence[tuple[str, Callable[[Isa], Any], int]] = (
 
 
 def all_kernels(isa: Isa) -> list[Kernel]:
-    return [*(make(isa) for _, make, _ in ALL), *(ArgMax(isa, vocab, LOGITS) for vocab in VOCABULARIES)]
+    choosing = [
+        LogitBlocks(isa, BLOCKS * 64, LOGITS),
+        *(ArgMax(isa, vocab, LOGITS) for vocab in VOCABULARIES),
+    ]
+    return [*(make(isa) for _, make, _ in ALL), *choosing]
 
 
 def silu(x: Array) -> Array:
@@ -223,3 +228,22 @@ def test_the_likeliest_token_is_the_first_of_the_largest_logits(
     load_kernels(all_kernels(isa), isa).run(kernel, logits, found, rows=len(rows), threads=3)
     seen = np.where(np.isnan(rows[:, :vocab]), -np.inf, rows[:, :vocab])
     np.testing.assert_array_equal(found, seen.argmax(axis=1))
+
+
+def test_blocks_of_logits_have_their_largest_and_their_sum(load_kernels: Any, isa: Isa, align: Align) -> None:
+    kernel = LogitBlocks(isa, BLOCKS * 64, LOGITS)
+    logits = align(normal(40, LOGITS) * 4)
+    rows = logits[:, : kernel.vocab]
+    tokens, scales = (
+        align(rows.argmax(axis=1).astype(np.int32)),
+        align(np.linspace(0, 9, 40, dtype=np.float32)),
+    )
+    maxima, sums = (align(np.full((40, BLOCKS), -1, np.float32)) for _ in range(2))
+    load_kernels(all_kernels(isa), isa).run(kernel, logits, tokens, scales, maxima, sums, rows=40, threads=3)
+    assert (maxima[0] == -1).all(), "a row whose scale is 0 is left alone"
+    blocks = rows.reshape(40, BLOCKS, 64)[1:]
+    np.testing.assert_array_equal(maxima[1:], blocks.max(axis=2))
+    exponents = (blocks - blocks.max(axis=(1, 2), keepdims=True)) * scales[1:, None, None]
+    np.testing.assert_allclose(
+        sums[1:], np.exp(exponents, dtype=np.float64).sum(axis=2), rtol=1e-6, atol=1e-36
+    )
