@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,10 +10,9 @@ import pytest
 
 from tests.targets.cpu.linear_cases import GROUP, STRIDE, Case, K, N, cases
 from tokc.errors import TargetRefused
-from tokc.targets.cpu.isa import ISAS, Isa, host_isa
-from tokc.targets.cpu.kernels.quant_linear import QuantLinear, Schedule
+from tokc.targets.cpu.isa import ISAS, Isa
+from tokc.targets.cpu.kernels.quant_linear import QuantLinear
 from tokc.targets.cpu.packing import pack_quant, packed_bytes
-from tokc.targets.cpu.tuning import Candidate
 
 Array = npt.NDArray[Any]
 Run = Callable[..., Array]
@@ -58,17 +56,6 @@ def test_threads_share_the_work_and_change_no_bit(run: Run, isa: Isa) -> None:
         whole = run(case)
         for threads in (2, 3, 11):
             assert (run(case, threads=threads) == whole).all(), (case.kernel.symbol, threads)
-
-
-@pytest.mark.parametrize("isa", [host_isa().name], indirect=True)
-def test_a_schedule_changes_no_bit(run: Run, load_kernels: Any, isa: Isa, align: Any) -> None:
-    case = next(case for case in cases(isa) if getattr(case.kernel, "narrow_scales", False))
-    facts = {name: getattr(case.kernel, name) for name in case.kernel.__dataclass_fields__}
-    other = Candidate(**facts | {"schedule": Schedule(ahead_bytes=4096, tiles_at_once=2, block_rows=16)})
-    changed = caller(load_kernels([other], isa), align)
-    for first, last in ((0, 37), (0, 17), (0, 15), (4, 11), (5, 6)):
-        found = changed(replace(case, kernel=other), first, last, threads=2)
-        assert (found == run(case, first, last)).all(), (first, last)
 
 
 def test_more_rows_than_a_block_are_the_same_bits(run: Run, isa: Isa) -> None:

@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,9 @@ from typer.testing import CliRunner
 
 from tests.runtime.small_artifact import write_small_artifact
 from tests.targets.cpu.chunks import answers
+from tests.targets.cpu.linear_cases import cases
+from tests.targets.cpu.test_linear_kernels import Run, caller
+from tests.targets.cpu.test_linear_kernels import run as run
 from tests.tiny_models import tiny_folder
 from tokc.artifact.build_cache import cache_folder, key_of
 from tokc.artifact.writer import canonical_json
@@ -20,12 +24,12 @@ from tokc.runtime.artifact import Artifact
 from tokc.runtime.executors.cpu import CpuExecutor
 from tokc.runtime.manifest import Manifest
 from tokc.targets.cpu import tuning
-from tokc.targets.cpu.isa import host_isa
+from tokc.targets.cpu.isa import Isa, host_isa
 from tokc.targets.cpu.kernels.moe_linear import MoeLinear
 from tokc.targets.cpu.kernels.quant_linear import DEFAULT_SCHEDULE, QuantLinear, Schedule
 from tokc.targets.cpu.kernels.rms_norm import RmsNorm
 from tokc.targets.cpu.schedules import Tuned, kept_schedule, scheduled
-from tokc.targets.cpu.tuning import isa_to_tune, search
+from tokc.targets.cpu.tuning import Candidate, isa_to_tune, search
 
 SMALL = {"shapes": ((64, 96),), "rounds": 1, "weight_bytes": 1 << 20}
 CHOSEN = Schedule(ahead_bytes=4096, tiles_at_once=2, block_rows=8)
@@ -54,6 +58,17 @@ def test_a_search_yields_every_choice_and_ends_with_one_of_the_candidates() -> N
         assert ratios[getattr(DEFAULT_SCHEDULE, stage.choice)] == 1.0
         chosen = getattr(stage.tuned.schedule, stage.choice)
         assert chosen == getattr(DEFAULT_SCHEDULE, stage.choice) or ratios[chosen] < 1 - tuning.MARGIN
+
+
+@pytest.mark.parametrize("isa", [host_isa().name], indirect=True)
+def test_a_schedule_changes_no_bit(run: Run, load_kernels: Any, isa: Isa, align: Any) -> None:
+    case = next(case for case in cases(isa) if getattr(case.kernel, "narrow_scales", False))
+    facts = {name: getattr(case.kernel, name) for name in case.kernel.__dataclass_fields__}
+    other = Candidate(**facts | {"schedule": Schedule(ahead_bytes=4096, tiles_at_once=2, block_rows=16)})
+    changed = caller(load_kernels([other], isa), align)
+    for first, last in ((0, 37), (0, 17), (0, 15), (4, 11), (5, 6)):
+        found = changed(replace(case, kernel=other), first, last, threads=2)
+        assert (found == run(case, first, last)).all(), (first, last)
 
 
 def test_what_is_kept_is_used_on_this_machine_alone() -> None:
