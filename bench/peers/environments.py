@@ -26,6 +26,15 @@ OPENVINO, ONNXRUNTIME, CTRANSLATE2 = (
     "ctranslate2==4.8.5",
 )
 LLAMACPP = "llama-cpp-python==0.3.36"
+# What llama-cpp-python's extra `server` asks for.
+LLAMACPP_SERVER = (
+    "uvicorn==0.54.0",
+    "fastapi==0.165.0",
+    "pydantic-settings==2.16.3",
+    "sse-starlette==3.7.0",
+    "starlette-context==0.5.1",
+    "PyYAML==6.0.4",
+)
 TORCHAO, LLMCOMPRESSOR, GPTQMODEL = "torchao==0.18.0", "llmcompressor==0.14.0.1", "gptqmodel==7.6.0"
 # A CMake option of llama.cpp, and the flag of /proc/cpuinfo that it needs.
 OPTIONS = {
@@ -67,6 +76,7 @@ class Environment:
 
 ENVIRONMENTS = {
     "llamacpp": Environment((LLAMACPP, NUMPY), native),
+    "llamacpp-server": Environment((LLAMACPP, NUMPY, *LLAMACPP_SERVER), native),
     "llamacpp-x86-64-v3": Environment((LLAMACPP, NUMPY), lambda: only(V3_FLAGS)),
     "openvino": Environment((OPENVINO, NUMPY)),
     "onnxruntime": Environment((ONNXRUNTIME, "onnxruntime==1.32.0", NUMPY)),
