@@ -51,10 +51,7 @@ class _Meeting(NamedTuple):
 
 
 class GpuExecutor:
-    """Holds the weights, the paged cache, the code and the graphs of one model on one device.
-
-    Or one rank's part of them, where several devices run a step together.
-    """
+    """Holds weights, paged cache, code and graphs of one model on one device, or one rank's part of them."""
 
     trees = blocks = None  # the host draws
 
