@@ -69,7 +69,9 @@ def test_a_rebuild_in_another_folder_has_the_same_bytes(
     ]
     empty = tmp_path / "cache" / "tokc"  # of kernels; the linker's own is the same
     empty.mkdir(parents=True)
-    (empty / "zig").symlink_to(cache_folder() / "zig")
+    linkers = cache_folder() / "zig"
+    linkers.mkdir(parents=True, exist_ok=True)
+    (empty / "zig").symlink_to(linkers)
     environment = {**os.environ, "PYTHONHASHSEED": "7", "XDG_CACHE_HOME": str(empty.parent)}
     subprocess.run(command, check=True, capture_output=True, cwd=repository(), env=environment)
     assert list((empty / "kernels").iterdir())

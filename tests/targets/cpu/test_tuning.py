@@ -39,9 +39,10 @@ LINEAR = QuantLinear(host_isa(), 64, 96, 4, symmetric=True, bias=False, y_stride
 @pytest.fixture(autouse=True)
 def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Keep schedules apart from the user's; the linker's cache is shared, since it takes a minute to make."""
-    usual, own = cache_folder(), tmp_path / "cache" / "tokc"
+    linkers, own = cache_folder() / "zig", tmp_path / "cache" / "tokc"
+    linkers.mkdir(parents=True, exist_ok=True)
     own.mkdir(parents=True)
-    (own / "zig").symlink_to(usual / "zig")
+    (own / "zig").symlink_to(linkers)
     monkeypatch.setenv("XDG_CACHE_HOME", str(own.parent))
 
 
