@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tokc.runtime.executors.cpu import LAUNCH
+from tokc.runtime.executors.cpu import LAUNCH, ROW_COUNTS
 from tokc.targets.cpu.codegen import Kernel
 from tokc.targets.cpu.isa import ISAS, Isa
 from tokc.targets.cpu.kernel_cache import KernelCache, default_folder
@@ -114,7 +114,8 @@ class Process:
         """Run one step of the driver; `launches` and `places` hold offsets into the memory."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        header = np.array([threads, len(launches), len(places), *rows], np.int32)
+        counts = [*rows, *[0] * (len(ROW_COUNTS) - len(rows))]
+        header = np.array([threads, len(launches), len(places), *counts], np.int32)
         for part in (header, launches, places.astype(np.int64)):
             self._process.stdin.write(part.tobytes())
         self._process.stdin.flush()

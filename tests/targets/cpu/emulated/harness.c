@@ -21,7 +21,7 @@ void tokc_step(pool_t *pool, const launch_t *launches, int32_t count, void *cons
 
 enum { MOST_THREADS = 64 };
 typedef struct {
-    int32_t threads, launches, pointers, rows[2];
+    int32_t threads, launches, pointers, rows[3]; /* as many as ROW_COUNTS has */
 } header_t;
 
 static void *receive(size_t size) {
