@@ -6,7 +6,6 @@ compiler's memory goes back to the system when they end, and because each has a 
 
 import os
 import pickle
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from typing import Any, Protocol
 
 from tokc.errors import TargetRefused
 from tokc.targets.cpu.isa import Isa
+from tokc.targets.processes import first_failure
 
 REQUEST = "request"
 KERNELS_A_PROCESS = 3  # a process takes as long to start as two kernels to compile
@@ -47,15 +47,13 @@ def compile_kernels(kernels: Sequence[Kernel], isa: Isa) -> tuple[bytes, ...]:
         Path(folder, REQUEST).write_bytes(pickle.dumps((tuple(kernels), isa)))
         command = [sys.executable, "-m", "tokc.targets.cpu.codegen", folder]
         count = min(len(os.sched_getaffinity(0)), -(-len(kernels) // KERNELS_A_PROCESS))
-        processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(count)]
-        said = [process.communicate()[1] for process in processes]
-        for process, text in zip(processes, said, strict=True):
-            if process.returncode != 0:
-                raise TargetRefused(
-                    f"compiling kernels for '{isa.name}' failed: {text.strip()[-800:]}",
-                    where=f"{len(kernels)} kernels, {kernels[0].symbol} ...",
-                    hint="run `tokc doctor`; a kernel may use an instruction that this target lacks",
-                )
+        failure = first_failure([command] * count, [os.environ] * count)
+        if failure is not None:
+            raise TargetRefused(
+                f"compiling kernels for '{isa.name}' failed: {failure[-800:]}",
+                where=f"{len(kernels)} kernels, {kernels[0].symbol} ...",
+                hint="run `tokc doctor`; a kernel may use an instruction that this target lacks",
+            )
         return tuple(Path(folder, f"{index}.o").read_bytes() for index in range(len(kernels)))
 
 

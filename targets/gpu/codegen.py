@@ -6,11 +6,9 @@ because a kernel that its compiler cannot lower may end the process, and to use 
 
 import os
 import pickle
-import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from tokc.errors import TargetRefused
 from tokc.targets.gpu.device import Architecture
 from tokc.targets.gpu.kernel import Kernel
 from tokc.targets.gpu.resources import Resources, amd_resources, nvidia_resources
+from tokc.targets.processes import first_failure
 
 POINTERS: Mapping[str, str] = {
     "f32": "*fp32",
@@ -58,14 +57,13 @@ def compile_kernels(kernels: Sequence[Kernel], arch: Architecture) -> tuple[Comp
         for worker, share in enumerate(shares):
             share.mkdir()
             (share / "request").write_bytes(pickle.dumps((tuple(kernels[worker::workers]), arch)))
-        with _started(shares) as processes:
-            for process in processes:
-                _, said = process.communicate()
-                if process.returncode != 0:
-                    raise TargetRefused(
-                        f"compiling kernels for '{arch.name}' failed: {said.strip()[-800:]}",
-                        hint="run `tokc doctor`; `tokc targets` lists what each architecture supports",
-                    )
+        commands = [[sys.executable, "-m", "tokc.targets.gpu.codegen", str(share)] for share in shares]
+        failure = first_failure(commands, [_environment(share) for share in shares])
+        if failure is not None:
+            raise TargetRefused(
+                f"compiling kernels for '{arch.name}' failed: {failure[-800:]}",
+                hint="run `tokc doctor`; `tokc targets` lists what each architecture supports",
+            )
         made: list[Compiled] = []
         for share in shares:
             made += pickle.loads((share / "result").read_bytes())  # noqa: S301 - written by our own processes
@@ -73,27 +71,12 @@ def compile_kernels(kernels: Sequence[Kernel], arch: Architecture) -> tuple[Comp
     return tuple(found[kernel.symbol] for kernel in kernels)
 
 
-@contextmanager
-def _started(shares: Sequence[Path]) -> Iterator[list["subprocess.Popen[str]"]]:
-    """Start a process for each share; none outlives the block."""
+def _environment(share: Path) -> dict[str, str]:
+    """Return the environment of a process that compiles a share, in which Triton does not interpret."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     # Line tables would put this machine's paths into the code.
-    environment |= {"TRITON_ALWAYS_COMPILE": "1", "TRITON_DISABLE_LINE_INFO": "1"}
-    processes = []
-    try:
-        for share in shares:
-            command = [sys.executable, "-m", "tokc.targets.gpu.codegen", str(share)]
-            own = {**environment, "TRITON_CACHE_DIR": str(share / "cache")}
-            processes.append(
-                subprocess.Popen(
-                    command, env=own, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-                )
-            )
-        yield processes
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
+    always = {"TRITON_ALWAYS_COMPILE": "1", "TRITON_DISABLE_LINE_INFO": "1"}
+    return environment | always | {"TRITON_CACHE_DIR": str(share / "cache")}
 
 
 def compile_one(kernel: Kernel, arch: Architecture) -> Compiled:
