@@ -2,6 +2,7 @@
 
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 
 
 def first_failure(commands: Sequence[Sequence[str]], environments: Sequence[Mapping[str, str]]) -> str | None:
@@ -9,20 +10,17 @@ def first_failure(commands: Sequence[Sequence[str]], environments: Sequence[Mapp
 
     No process outlives the call, whatever ends it.
     """
-    processes: list[subprocess.Popen[str]] = []
-    try:
+    with ExitStack() as stack:
+        processes = []
         for command, environment in zip(commands, environments, strict=True):
-            processes.append(
-                subprocess.Popen(
-                    command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-                )
+            process = subprocess.Popen(
+                command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
             )
+            stack.enter_context(process)  # waits, and closes the pipe
+            stack.callback(process.kill)
+            processes.append(process)
         for process in processes:
             _, said = process.communicate()
             if process.returncode != 0:
                 return said.strip()
-        return None
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
+    return None
