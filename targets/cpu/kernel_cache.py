@@ -8,16 +8,16 @@ import hashlib
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
-from tokc.artifact.build_cache import cache_folder
 from tokc.artifact.writer import canonical_json, file_written_aside
 from tokc.errors import TokcError
 from tokc.targets.cpu.codegen import Kernel, compile_kernels
 from tokc.targets.cpu.isa import Isa
+from tokc.user_cache import cache_folder
 
 LIMIT_BYTES = 256 << 20
 DIGEST_BYTES = 32
@@ -33,7 +33,7 @@ def default_folder() -> Path:
 class KernelCache:
     """A folder with an object a key, each behind its sha256; what was not used for longest goes first."""
 
-    folder: Path
+    folder: Path = field(default_factory=default_folder)
     limit_bytes: int = LIMIT_BYTES
 
     def compile(self, kernels: Sequence[Kernel], isa: Isa) -> tuple[bytes, ...]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from tokc.errors import TargetRefused
 from tokc.targets.cpu.codegen import Kernel
 from tokc.targets.cpu.isa import Isa
+from tokc.user_cache import cache_folder
 
 DRIVER = Path(__file__).parent / "driver.c"
 ZIG_TARGETS = {"x86_64": "x86_64-linux-gnu.2.28", "aarch64": "aarch64-linux-gnu.2.28"}
@@ -72,5 +73,5 @@ def link(kernels: Sequence[Kernel], objects: Sequence[bytes], isa: Isa) -> bytes
 
 def zig_environment() -> dict[str, str]:
     """Return the environment with Zig's cache where a user's caches belong."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "tokc" / "zig"
-    return {**os.environ, "ZIG_GLOBAL_CACHE_DIR": str(cache), "ZIG_LOCAL_CACHE_DIR": str(cache)}
+    cache = str(cache_folder() / "zig")
+    return {**os.environ, "ZIG_GLOBAL_CACHE_DIR": cache, "ZIG_LOCAL_CACHE_DIR": cache}

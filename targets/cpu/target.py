@@ -10,7 +10,7 @@ from tokc.targets.base import Device, Limits, Lowered, Precision, Target, Verifi
 from tokc.targets.cpu.draft import emit_draft
 from tokc.targets.cpu.emit import emit
 from tokc.targets.cpu.isa import ISAS, host_isa, runnable_isas
-from tokc.targets.cpu.kernel_cache import KernelCache, default_folder
+from tokc.targets.cpu.kernel_cache import KernelCache
 from tokc.targets.cpu.kernels.peak import peaks
 from tokc.targets.cpu.kernels.quant_linear import DEFAULT_SCHEDULE
 from tokc.targets.cpu.link import link
@@ -61,7 +61,7 @@ def lower(program: Program, device: str, limits: Limits) -> Lowered:
     kernels = (*(scheduled(kernel, schedule) for kernel in kernels), *probes)
     symbols = tuple(kernel.symbol for kernel in kernels)
     plan = replace(plan_memory(plan), kernels=symbols, probes=tuple(probe.launch for probe in probes))
-    objects = KernelCache(default_folder()).compile(kernels, isa)
+    objects = KernelCache().compile(kernels, isa)
     info = TargetInfo(
         kind="cpu",
         device=isa.name,

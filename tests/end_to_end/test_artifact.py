@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import CONTEXT, BuiltModel, repository
-from tokc.artifact.build_cache import cache_folder
 from tokc.errors import ArtifactRefused
 from tokc.runtime.artifact import Artifact
 from tokc.runtime.engine import Engine
 from tokc.runtime.executors import cpu
 from tokc.runtime.tokenizer import Tokenizer
+from tokc.user_cache import cache_folder
 
 GIB = 1 << 30
 MIB = 1 << 20

@@ -22,6 +22,7 @@ from tokc.cost.devices import cpu_features, cpu_name
 from tokc.errors import TokcError
 from tokc.model_files import sha256
 from tokc.runtime.artifact import folder_bytes, verify
+from tokc.user_cache import cache_folder
 
 LIMIT_BYTES = 10 << 30
 HOST_KINDS = ("cpu", "xla")
@@ -45,13 +46,6 @@ class Kept:
 
     path: Path
     seconds: float
-
-
-def cache_folder() -> Path:
-    """Return tokc's folder in the user's cache (XDG_CACHE_HOME, else ~/.cache)."""
-    stated = os.environ.get("XDG_CACHE_HOME", "")
-    base = Path(stated) if Path(stated).is_absolute() else Path.home() / ".cache"
-    return base / "tokc"
 
 
 def default_folder() -> Path:

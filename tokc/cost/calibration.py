@@ -1,6 +1,5 @@
 """The efficiencies of this machine's kernels, as `tokc doctor --calibrate` fitted and kept them."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from tokc.cost.devices import Host, cpu_name, usable_cores
 from tokc.cost.efficiency import Efficiencies
 from tokc.cost.profile import Roofs
 from tokc.runtime.manifest import TargetInfo
+from tokc.user_cache import cache_folder
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,7 @@ def mean_error(errors: Sequence[float]) -> float:
 
 def calibration_path(device: str) -> Path:
     """Return where the calibration for a device's kernels is kept: the user's cache."""
-    stated = os.environ.get("XDG_CACHE_HOME", "")
-    base = Path(stated) if Path(stated).is_absolute() else Path.home() / ".cache"
-    return base / "tokc" / "calibration" / f"{device}.json"
+    return cache_folder() / "calibration" / f"{device}.json"
 
 
 def calibration_of(target: TargetInfo) -> Calibration | None:

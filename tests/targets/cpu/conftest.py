@@ -14,7 +14,7 @@ import pytest
 
 from tokc.targets.cpu.codegen import Kernel
 from tokc.targets.cpu.isa import ISAS, Isa, runnable_isas
-from tokc.targets.cpu.kernel_cache import KernelCache, default_folder
+from tokc.targets.cpu.kernel_cache import KernelCache
 from tokc.targets.cpu.link import write_objects, zig_environment
 
 Array = npt.NDArray[Any]
@@ -59,7 +59,7 @@ def load_kernels(tmp_path_factory: pytest.TempPathFactory) -> Loader:
         key = (isa.name, *(kernel.symbol for kernel in kernels))
         if key not in cache:
             folder = tmp_path_factory.mktemp("kernels")
-            objects = write_objects(folder, KernelCache(default_folder()).compile(kernels, isa))
+            objects = write_objects(folder, KernelCache().compile(kernels, isa))
             command = [sys.executable, "-m", "ziglang", "cc", "-shared", "-o", "kernels.so", *objects]
             subprocess.run(command, cwd=folder, check=True, env=zig_environment())
             cache[key] = Kernels(folder / "kernels.so")

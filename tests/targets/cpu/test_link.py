@@ -9,7 +9,7 @@ from tests.targets.cpu import test_paged_attention, test_rope_write_kv, test_row
 from tests.targets.cpu.elf import read_library
 from tests.targets.cpu.linear_cases import cases
 from tokc.targets.cpu.isa import ISAS, Isa
-from tokc.targets.cpu.kernel_cache import KernelCache, default_folder
+from tokc.targets.cpu.kernel_cache import KernelCache
 from tokc.targets.cpu.kernels.elementwise import GatherRows
 from tokc.targets.cpu.link import link
 
@@ -35,7 +35,7 @@ def test_a_library_of_all_kernels_needs_nothing_but_libc(name: str) -> None:
     """No helper of a compiler's own library (outline atomics, soft f16), no symbol newer than glibc 2.28."""
     isa = ISAS[name]
     kernels = every_kernel(isa)
-    library = read_library(link(kernels, KernelCache(default_folder()).compile(kernels, isa), isa))
+    library = read_library(link(kernels, KernelCache().compile(kernels, isa), isa))
     assert library.machine == MACHINES[isa.triple.split("-")[0]]
     assert library.needed <= {*LIBC, *LOADERS}
     assert library.glibc <= (2, 28)

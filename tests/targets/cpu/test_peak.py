@@ -11,7 +11,7 @@ from tests.targets.cpu.conftest import Loader
 from tokc.cost.launch_work import F32, INT8
 from tokc.cost.peaks import measure_peaks
 from tokc.targets.cpu.isa import Isa
-from tokc.targets.cpu.kernel_cache import KernelCache, default_folder
+from tokc.targets.cpu.kernel_cache import KernelCache
 from tokc.targets.cpu.kernels.peak import CHAINS, UNROLLED, Peak, peaks
 from tokc.targets.cpu.link import link
 
@@ -48,7 +48,7 @@ def pairs_of_bytes(times: int) -> np.int32:
 def test_a_bench_measures_them(isa: Isa, tmp_path: Path) -> None:
     kernels = peaks(isa)
     library = tmp_path / "step.so"
-    library.write_bytes(link(kernels, KernelCache(default_folder()).compile(kernels, isa), isa))
+    library.write_bytes(link(kernels, KernelCache().compile(kernels, isa), isa))
     probes = [{"kernel": index, "work": kernel.launch.work.to_json()} for index, kernel in enumerate(kernels)]
     found = measure_peaks(library, {"probes": probes}, THREADS)
     assert set(found) == ({F32} if isa.amx else {F32, INT8})

@@ -15,7 +15,7 @@ from tests.targets.cpu.linear_cases import cases
 from tests.targets.cpu.test_linear_kernels import Run, caller
 from tests.targets.cpu.test_linear_kernels import run as run
 from tests.tiny_models import tiny_folder
-from tokc.artifact.build_cache import cache_folder, key_of
+from tokc.artifact.build_cache import key_of
 from tokc.artifact.writer import canonical_json
 from tokc.cli.app import app
 from tokc.compiler import Request, build
@@ -30,6 +30,7 @@ from tokc.targets.cpu.kernels.quant_linear import DEFAULT_SCHEDULE, QuantLinear,
 from tokc.targets.cpu.kernels.rms_norm import RmsNorm
 from tokc.targets.cpu.schedules import Tuned, kept_schedule, scheduled
 from tokc.targets.cpu.tuning import Candidate, isa_to_tune, search
+from tokc.user_cache import cache_folder
 
 SMALL = {"shapes": ((64, 96),), "rounds": 1, "weight_bytes": 1 << 20}
 CHOSEN = Schedule(ahead_bytes=4096, tiles_at_once=2, block_rows=8)

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from tokc.runtime.executors.cpu import LAUNCH, ROW_COUNTS
 from tokc.targets.cpu.codegen import Kernel
 from tokc.targets.cpu.isa import ISAS, Isa
-from tokc.targets.cpu.kernel_cache import KernelCache, default_folder
+from tokc.targets.cpu.kernel_cache import KernelCache
 from tokc.targets.cpu.link import DRIVER, kernel_table, write_objects, zig_environment
 
 Array = npt.NDArray[Any]
@@ -75,7 +75,7 @@ def compile_program(folder: Path, sources: Sequence[str], target: str, *flags: s
 
 def static_program(kernels: Sequence[Kernel], isa: Isa, folder: Path) -> Path:
     """Return a program of the harness, the driver and the kernels; its libc is musl, so it needs no other."""
-    objects = write_objects(folder, KernelCache(default_folder()).compile(kernels, isa))
+    objects = write_objects(folder, KernelCache().compile(kernels, isa))
     (folder / "table.c").write_text(kernel_table(kernels))
     sources = [str(HARNESS), str(DRIVER), "table.c", *objects]
     target = f"{architecture(isa)}-linux-musl"
